@@ -1,0 +1,401 @@
+"""Configuration: frozen dataclasses, YAML + OmegaConf, strict. A key nobody knows is an error with the nearest name.
+
+One file is one run. Its ``kind`` says which dataclass reads it: ``rl``, ``sft`` or ``recipe`` (a list of named stages,
+each of a kind of its own). Values are checked in the dataclass that owns them; what can be derived is a property.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from rlplatform.reads import TrackedReads
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot run; the message says where, what was expected and what to change."""
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+# --- pieces ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ModelConfig(TrackedReads):
+    """The policy: a Hugging Face folder, a hub id, or ``stage:NAME`` (the model an earlier stage exported)."""
+
+    path: str = ""
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the learner's compute and of the engine
+    max_model_len: int = 0  # tokens, prompt + completion; 0: prompt limit + max_new_tokens
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class DataConfig(TrackedReads):
+    """A dataset of prompts. Columns not named here go to the reward functions under their own names."""
+
+    path: str = ""  # JSONL (.gz too), parquet, a folder of either, a hub id, or stage:NAME
+    split: str = "train"
+    prompt: str = "prompt"  # column: a string, or a list of messages
+    answer: str = ""  # column handed to rewards as `answer`; "" = the column `answer` where there is one
+    answer_regex: str = ""  # first group (or the match) becomes the answer, e.g. '#### (.+)'
+    system: str = ""  # system message put before every string prompt
+    template: str = ""  # python format string over the row's columns, e.g. '{prompt}\nAnswer in \\boxed{{}}.'; "" = as is
+    columns: dict[str, str] = field(default_factory=dict)  # rename: new name -> column of the file
+    chat: bool = True  # False: the prompt string is given to the model as it is, without the chat template
+    enable_thinking: bool = True  # False: the chat template opens an empty think block
+    max_prompt_tokens: int = 512  # longer prompts are dropped and reported with their ids
+    limit: int = 0  # use the first N rows; 0 = all
+    shuffle: bool = True
+
+    def __post_init__(self) -> None:
+        _require(self.max_prompt_tokens > 0, f"data.max_prompt_tokens: expected > 0, got {self.max_prompt_tokens}")
+        _require(self.limit >= 0, f"data.limit: expected >= 0 (0 = all rows), got {self.limit}")
+
+
+@dataclass(frozen=True)
+class SamplingConfig(TrackedReads):
+    """Neutral by default: temperature 1, no truncation, no penalties, whatever generation_config says."""
+
+    max_new_tokens: int = 256
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = -1
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    stop_token_ids: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        _require(self.max_new_tokens > 0, f"sampling.max_new_tokens: expected > 0, got {self.max_new_tokens}")
+        _require(self.temperature >= 0, f"sampling.temperature: expected >= 0, got {self.temperature}")
+        _require(0 < self.top_p <= 1, f"sampling.top_p: expected in (0, 1], got {self.top_p}")
+
+
+@dataclass(frozen=True)
+class RolloutConfig(TrackedReads):
+    """The vLLM fleet."""
+
+    num_workers: int = 1
+    cpus_per_worker: float = 1.0  # on CPU: one thread each; two engines of one thread beat one engine of two
+    gpus_per_worker: float = 0.0
+    tensor_parallel_size: int = 1
+    max_num_seqs: int = 256  # sequences an engine runs at once
+    max_batched_tokens: int = 8192
+    kv_cache_gib: float = 1.0  # CPU backend; on GPU see gpu_memory_utilization
+    gpu_memory_utilization: float = 0.85
+    enforce_eager: bool = True
+    seed: int = 0  # the engine's own; requests carry seeds derived from the run seed
+    call_timeout_s: float = 120.0  # a worker silent for longer is killed, restarted, its requests put back
+    start_timeout_s: float = 300.0
+    max_restarts: int = 3  # per worker, then the run stops
+
+    def __post_init__(self) -> None:
+        _require(self.num_workers >= 1, f"rollout.num_workers: expected >= 1, got {self.num_workers}")
+        _require(self.tensor_parallel_size >= 1, "rollout.tensor_parallel_size: expected >= 1")
+
+
+@dataclass(frozen=True)
+class RewardConfig(TrackedReads):
+    """Weighted sum of reward functions. Names of the built-in table, `package.module:fn` or `path/file.py:fn`."""
+
+    functions: dict[str, float] = field(default_factory=dict)  # name -> weight
+    num_workers: int = 1  # reward service actors, each with a pool of child processes
+    processes_per_worker: int = 1
+    timeout_s: float = 10.0  # per row; a batch gets one deadline, then is repeated row by row
+    max_error_rate: float = 0.2  # share of verdicts of one step with status error or timeout that stops the run
+    call_timeout_s: float = 300.0
+
+    def __post_init__(self) -> None:
+        _require(self.timeout_s > 0, f"reward.timeout_s: expected > 0, got {self.timeout_s}")
+        _require(self.processes_per_worker >= 1, "reward.processes_per_worker: expected >= 1")
+
+
+@dataclass(frozen=True)
+class AlgorithmConfig(TrackedReads):
+    """Advantages and loss. Defaults: GRPO with DAPO's token-mean, no KL, truncated importance correction on."""
+
+    advantage: Literal["group_mean_std", "group_mean", "leave_one_out"] = "group_mean_std"
+    loss: Literal["clipped_policy_gradient"] = "clipped_policy_gradient"
+    aggregation: Literal["token_mean", "sequence_mean", "constant_length"] = "token_mean"
+    clip_low: float = 0.2
+    clip_high: float = 0.2  # DAPO's clip-higher: 0.28
+    dual_clip: float = 0.0  # > 1 bounds the loss of negative advantages; 0 = off
+    kl_coef: float = 0.0
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    kl_in: Literal["loss", "reward"] = "loss"
+    entropy_coef: float = 0.0
+    importance_cap: float = 2.0  # truncated importance correction for sampler/learner mismatch; 0 = off
+    overlong_buffer: int = 0  # DAPO's overlong shaping: linear penalty over the last N tokens before max_new_tokens
+    overlong_penalty: float = 1.0
+    drop_truncated: bool = False  # leave completions cut by max_new_tokens out of the loss (DAPO's overlong filtering)
+    drop_zero_variance: bool = True  # groups whose rewards are all equal carry no gradient
+    dynamic_sampling: bool = False  # refill dropped groups with new prompts (DAPO)
+    max_sampling_rounds: int = 3  # rounds of refilling
+    at_sampling_cap: Literal["train", "stop"] = "train"  # what the cap means: train on what is there, or stop
+    max_empty_steps: int = 3  # steps in a row without one usable group stop the run
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.clip_low < 1, f"algorithm.clip_low: expected in [0, 1), got {self.clip_low}")
+        _require(self.clip_high >= 0, f"algorithm.clip_high: expected >= 0, got {self.clip_high}")
+        _require(
+            self.dual_clip == 0 or self.dual_clip > 1, f"algorithm.dual_clip: expected 0 (off) or > 1, got {self.dual_clip}"
+        )
+        _require(self.kl_coef >= 0, f"algorithm.kl_coef: expected >= 0, got {self.kl_coef}")
+        _require(self.importance_cap >= 0, f"algorithm.importance_cap: expected >= 0, got {self.importance_cap}")
+
+
+@dataclass(frozen=True)
+class OptimizerConfig(TrackedReads):
+    """AdamW and its schedule, counted in optimiser steps."""
+
+    lr: float = 1e-6
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    warmup_steps: int = 0
+    decay: Literal["constant", "linear", "cosine"] = "constant"
+    final_lr_ratio: float = 0.0  # lr of the last step / lr, for linear and cosine
+    max_skipped_steps: int = 5  # non-finite gradients in a row that stop the run
+
+    def __post_init__(self) -> None:
+        _require(self.lr >= 0, f"optimizer.lr: expected >= 0, got {self.lr}")
+        _require(0 <= self.final_lr_ratio <= 1, "optimizer.final_lr_ratio: expected in [0, 1]")
+        _require(self.warmup_steps >= 0, "optimizer.warmup_steps: expected >= 0")
+
+
+@dataclass(frozen=True)
+class LearnerConfig(TrackedReads):
+    """The DeepSpeed engine: ``num_workers`` ranks, one actor a rank."""
+
+    num_workers: int = 1
+    cpus_per_worker: float = 1.0
+    gpus_per_worker: float = 0.0
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    max_tokens_per_micro_batch: int = 8192
+    logprob_chunk_tokens: int = 1024  # rows of the [chunk, vocabulary] matrix that exists at a time
+    activation_checkpointing: bool = False
+    call_timeout_s: float = 1800.0
+    start_timeout_s: float = 300.0
+
+    def __post_init__(self) -> None:
+        _require(self.num_workers >= 1, f"learner.num_workers: expected >= 1, got {self.num_workers}")
+        _require(self.max_tokens_per_micro_batch > 0, "learner.max_tokens_per_micro_batch: expected > 0")
+        _require(self.logprob_chunk_tokens > 0, "learner.logprob_chunk_tokens: expected > 0")
+
+
+@dataclass(frozen=True)
+class PublishConfig(TrackedReads):
+    """How weights travel from the learner to the engines, and how that is verified."""
+
+    transport: Literal["object_store", "collective"] = "object_store"  # collective: NCCL on GPU, gloo on CPU
+    full_verify_every: int = 10  # publishes between exact comparisons of every tensor; the first is always exact
+    full_verify_max_mib: int = 64  # models up to this size are compared exactly on every publish
+    parity_gate: bool = True  # step 0: learner and engine logprobs must agree, or the run stops with a report
+    parity_tolerance: float = 0.0  # mean |difference|, nats; 0 = 1e-4 in float32, measured reference in bfloat16
+
+
+@dataclass(frozen=True)
+class EvaluationConfig(TrackedReads):
+    """Held-out evaluation at step 0, every k steps and last."""
+
+    data: DataConfig = field(default_factory=lambda: DataConfig(split="test", shuffle=False))
+    every: int = 0  # steps; 0 = only first and last
+    num_samples: int = 1  # per problem; > 1 gives pass@k
+    temperature: float = 1.0
+    metric: str = ""  # the reward part that counts as accuracy; "" = the first function
+
+
+@dataclass(frozen=True)
+class CheckpointConfig(TrackedReads):
+    every: int = 0  # steps; 0 = only the last
+    keep_last: int = 2
+    keep_best: int = 1  # by held-out accuracy
+
+    def __post_init__(self) -> None:
+        _require(self.keep_last >= 1, f"checkpoint.keep_last: expected >= 1, got {self.keep_last}")
+
+
+@dataclass(frozen=True)
+class TrackerConfig(TrackedReads):
+    tensorboard: bool = True
+    wandb_project: str = ""  # "" = off; needs the extra `wandb`
+    rollouts: bool = True  # every rollout as parquet
+
+
+# --- kinds of run ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RLConfig(TrackedReads):
+    """One reinforcement learning run. Three knobs set the batch size; the rest is derived and printed."""
+
+    kind: Literal["rl"] = "rl"
+    name: str = "rl"
+    seed: int = 0
+    run_dir: str = "runs/${name}"
+    num_steps: int = 100
+    prompts_per_step: int = 16
+    group_size: int = 8
+    updates_per_step: int = 1
+    max_lag: int = 0  # batches of prompts generating ahead of the learner; 0 = strictly on-policy
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    publish: PublishConfig = field(default_factory=PublishConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    tracker: TrackerConfig = field(default_factory=TrackerConfig)
+
+    def __post_init__(self) -> None:
+        for key in ("num_steps", "prompts_per_step", "group_size", "updates_per_step"):
+            _require(getattr(self, key) >= 1, f"{key}: expected >= 1, got {getattr(self, key)}")
+        _require(self.max_lag >= 0, f"max_lag: expected >= 0, got {self.max_lag}")
+        _require(bool(self.reward.functions), "reward.functions: expected at least one, e.g. {math: 1.0}")
+        rows = self.prompts_per_step * self.group_size
+        _require(
+            rows % self.updates_per_step == 0,
+            f"updates_per_step: {self.prompts_per_step} prompts x {self.group_size} samples = {rows} rows do not "
+            f"divide into {self.updates_per_step} optimiser steps",
+        )
+        _require(
+            rows // self.updates_per_step >= self.learner.num_workers,
+            f"updates_per_step: {rows // self.updates_per_step} rows an optimiser step are fewer than "
+            f"learner.num_workers={self.learner.num_workers}",
+        )
+        _require(
+            self.group_size <= self.rollout.max_num_seqs,
+            f"group_size={self.group_size}: expected at most rollout.max_num_seqs={self.rollout.max_num_seqs}",
+        )
+        if self.algorithm.overlong_buffer:
+            _require(
+                self.algorithm.overlong_buffer < self.sampling.max_new_tokens,
+                "algorithm.overlong_buffer: expected fewer tokens than sampling.max_new_tokens",
+            )
+
+    @property
+    def rows_per_step(self) -> int:
+        return self.prompts_per_step * self.group_size
+
+    @property
+    def num_optimizer_steps(self) -> int:
+        return self.num_steps * self.updates_per_step
+
+    @property
+    def max_model_len(self) -> int:
+        return self.model.max_model_len or self.data.max_prompt_tokens + self.sampling.max_new_tokens
+
+
+@dataclass(frozen=True)
+class SFTConfig(TrackedReads):
+    """Supervised fine-tuning on Ray Train: rows of messages, loss on the assistant's tokens."""
+
+    kind: Literal["sft"] = "sft"
+    name: str = "sft"
+    seed: int = 0
+    run_dir: str = "runs/${name}"
+    num_steps: int = 100  # optimiser steps
+    tokens_per_step: int = 8192  # packed tokens of one optimiser step, all ranks together
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=lambda: DataConfig(prompt="messages"))
+    completion: str = "completion"  # column with the target where `prompt` is a string; messages carry their own
+    max_tokens: int = 1024  # rows longer than this are dropped and reported
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1e-3))
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    max_failures: int = 2  # Ray Train restarts from the last checkpoint this many times
+
+    def __post_init__(self) -> None:
+        _require(self.num_steps >= 1, f"num_steps: expected >= 1, got {self.num_steps}")
+        _require(
+            self.tokens_per_step >= self.max_tokens * self.learner.num_workers,
+            f"tokens_per_step={self.tokens_per_step}: expected at least max_tokens x learner.num_workers = "
+            f"{self.max_tokens * self.learner.num_workers}, so that every rank can hold the longest row",
+        )
+
+
+@dataclass(frozen=True)
+class EvalConfig(TrackedReads):
+    """Held-out pass@1 and pass@k of a model, on the vLLM fleet."""
+
+    kind: Literal["eval"] = "eval"
+    name: str = "eval"
+    seed: int = 0
+    run_dir: str = "runs/${name}"
+    num_samples: int = 4
+    greedy: bool = True  # also one greedy sample a problem
+    metric: str = ""  # the reward part that counts as accuracy; "" = the first function
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=lambda: DataConfig(split="test", shuffle=False))
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+
+
+@dataclass(frozen=True)
+class DatasetConfig(TrackedReads):
+    """Rows made by a function: ``fn(**args)`` yields dicts for each split."""
+
+    kind: Literal["dataset"] = "dataset"
+    name: str = "dataset"
+    seed: int = 0
+    run_dir: str = "runs/${name}"
+    function: str = ""  # package.module:fn or path/file.py:fn; called as fn(seed=seed, **args) -> {split: rows}
+    args: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class InitModelConfig(TrackedReads):
+    """A fresh model with random weights and a tokenizer trained on a dataset."""
+
+    kind: Literal["init_model"] = "init_model"
+    name: str = "init_model"
+    seed: int = 0
+    run_dir: str = "runs/${name}"
+    data: DataConfig = field(default_factory=DataConfig)  # text to train the tokenizer on
+    vocab_size: int = 512  # rows of the embedding, special tokens included
+    architecture: dict[str, Any] = field(default_factory=dict)  # fields of transformers' Qwen3Config
+    tokenizer: str = ""  # use this tokenizer folder instead of training one
+
+
+@dataclass(frozen=True)
+class RecipeConfig(TrackedReads):
+    """Named stages, run in order on one Ray cluster, each skipped when it is already finished."""
+
+    kind: Literal["recipe"] = "recipe"
+    name: str = "recipe"
+    seed: int = 0
+    run_dir: str = "runs/${name}"
+    stages: dict[str, Any] = field(default_factory=dict)  # name -> a config of any other kind
+
+    def __post_init__(self) -> None:
+        _require(bool(self.stages), "stages: expected at least one")
+
+
+RunConfig = RLConfig | SFTConfig | EvalConfig | DatasetConfig | InitModelConfig | RecipeConfig
+KINDS: dict[str, type] = {
+    "rl": RLConfig,
+    "sft": SFTConfig,
+    "eval": EvalConfig,
+    "dataset": DatasetConfig,
+    "init_model": InitModelConfig,
+    "recipe": RecipeConfig,
+}
