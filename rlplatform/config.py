@@ -2,18 +2,12 @@
 
 One file is one run. Its ``kind`` says which dataclass reads it: ``rl``, ``sft`` or ``recipe`` (a list of named stages,
 each of a kind of its own). Values are checked in the dataclass that owns them; what can be derived is a property.
+``configfile.py`` reads, prints and saves these.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import os
-import types
-import typing
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 from rlplatform.reads import TrackedReads
@@ -151,7 +145,8 @@ class AlgorithmConfig(TrackedReads):
         _require(0 <= self.clip_low < 1, f"algorithm.clip_low: expected in [0, 1), got {self.clip_low}")
         _require(self.clip_high >= 0, f"algorithm.clip_high: expected >= 0, got {self.clip_high}")
         _require(
-            self.dual_clip == 0 or self.dual_clip > 1, f"algorithm.dual_clip: expected 0 (off) or > 1, got {self.dual_clip}"
+            self.dual_clip == 0 or self.dual_clip > 1,
+            f"algorithm.dual_clip: expected 0 (off) or > 1, got {self.dual_clip}",
         )
         _require(self.kl_coef >= 0, f"algorithm.kl_coef: expected >= 0, got {self.kl_coef}")
         _require(self.importance_cap >= 0, f"algorithm.importance_cap: expected >= 0, got {self.importance_cap}")

@@ -82,4 +82,6 @@ class Tracker(Protocol):
 
     def record(self, groups: Sequence[ScoredGroup], *, step: int) -> None: ...
 
-    def end_step(self, step: int, metrics: Metrics) -> None: ...  # log; evaluate and save when due
+    def start(self, version: int) -> None: ...  # after the first publish: parity gate, evaluation of the first policy
+
+    def end_step(self, step: int, metrics: Metrics, prompt_state: Mapping[str, Any]) -> None: ...

@@ -1,0 +1,286 @@
+"""From a file or hub id to prompts: every row checked before any worker starts, nothing cut silently.
+
+A row's prompt column is a string (one user message) or a list of messages. Every other column travels with the prompt
+to the reward functions. verl's parquet schema (``prompt`` messages, ``reward_model.ground_truth``) reads as is.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rlplatform.config import ConfigError, DataConfig
+from rlplatform.seeds import request_seed
+from rlplatform.types import GenerationRequest, Prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet")
+
+
+class DataError(ConfigError):
+    """A dataset that cannot be used; the message names file, row and column."""
+
+
+# --- rows -----------------------------------------------------------------------------------------------------------
+
+
+def read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(``file:line``, row) of a JSONL file, gzipped or not. Blank lines are passed over."""
+    opener = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opener(path, "rt", encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                if not line.strip():
+                    continue
+                try:
+                    row = json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise DataError(f"{path}:{number}: expected one JSON object a line: {error}") from error
+                if not isinstance(row, dict):
+                    raise DataError(f"{path}:{number}: expected a JSON object, got {type(row).__name__}")
+                yield f"{path}:{number}", row
+    except (OSError, UnicodeDecodeError, EOFError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+
+
+def _read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path)
+    except Exception as error:
+        raise DataError(f"{path}: expected a parquet file: {error}") from error
+    for number, row in enumerate(table.to_pylist(), 1):
+        yield f"{path} row {number}", row
+
+
+def _read_json(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise DataError(f"{path}: expected a JSON list of objects: {error}") from error
+    if not isinstance(rows, list):
+        raise DataError(f"{path}: expected a JSON list of objects, got {type(rows).__name__}")
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict):
+            raise DataError(f"{path} row {number}: expected an object, got {type(row).__name__}")
+        yield f"{path} row {number}", row
+
+
+def _read_hub(path: str, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    name, _, subset = path.partition(":")  # e.g. openai/gsm8k:main
+    try:
+        from datasets import load_dataset
+
+        dataset = load_dataset(name, subset or None, split=split)
+    except Exception as error:
+        raise DataError(
+            f"data.path={path!r}: no such file or folder here, and as a hub dataset it did not load "
+            f"(split {split!r}): {type(error).__name__}: {str(error).splitlines()[0]}"
+        ) from error
+    for number, row in enumerate(dataset, 1):
+        yield f"{path}[{split}] row {number}", dict(row)
+
+
+def files_of_split(folder: Path, split: str) -> list[Path]:
+    """The data files of ``split`` in a folder: ``SPLIT.jsonl``, ``SPLIT-*.parquet``, ``SPLIT/...`` and the like."""
+    found = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.name.endswith(SUFFIXES)
+        and (re.split(r"[-_.]", path.name)[0] == split or split in path.relative_to(folder).parts[:-1])
+    )
+    if not found:
+        there = sorted(p.name for p in folder.rglob("*") if p.name.endswith(SUFFIXES))[:10]
+        raise DataError(f"{folder}: no file of split {split!r} ({', '.join(SUFFIXES)}); files there: {there}")
+    return found
+
+
+def read_rows(config: DataConfig) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(where it stands, row) of every row of the dataset, as written."""
+    if not config.path:
+        raise DataError("data.path: expected a JSONL or parquet file, a folder, or a hub id; got nothing")
+    path = Path(config.path)
+    if path.is_dir():
+        paths = files_of_split(path, config.split)
+    elif path.is_file():
+        paths = [path]
+    elif path.suffix or path.is_absolute() or config.path.startswith("."):
+        raise DataError(f"data.path={config.path!r}: no such file")
+    else:
+        yield from _read_hub(config.path, config.split)
+        return
+    for file in paths:
+        if file.name.endswith((".jsonl", ".jsonl.gz")):
+            yield from read_jsonl(file)
+        elif file.suffix == ".parquet":
+            yield from _read_parquet(file)
+        elif file.suffix == ".json":
+            yield from _read_json(file)
+        else:
+            raise DataError(f"{file}: expected one of {', '.join(SUFFIXES)}")
+
+
+def _column(row: Mapping[str, Any], name: str, where: str) -> Any:
+    """The value of a column; ``a.b`` looks inside a struct column."""
+    if name in row:
+        return row[name]
+    value: Any = row
+    for part in name.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            raise DataError(f"{where}: column {name!r} is missing; columns there: {sorted(row)}")
+        value = value[part]
+    return value
+
+
+def normalise(row: Mapping[str, Any], where: str, config: DataConfig) -> tuple[Any, dict[str, Any]]:
+    """(prompt value, columns for the rewards) of one row, renamed and with its answer extracted."""
+    columns = {key: value for key, value in row.items() if key != config.prompt}
+    for new, old in config.columns.items():
+        columns[new] = _column(row, old, where)
+    if config.answer:
+        columns["answer"] = _column(row, config.answer, where)
+    elif "answer" not in columns and isinstance(row.get("reward_model"), Mapping):
+        columns["answer"] = _column(row, "reward_model.ground_truth", where)
+    if config.answer_regex:
+        text = _column(columns, "answer", where)
+        match = re.search(config.answer_regex, str(text))
+        if match is None:
+            raise DataError(f"{where}: answer_regex {config.answer_regex!r} does not match {str(text)[:80]!r}")
+        columns["answer"] = (match.group(1) if match.groups() else match.group(0)).strip()
+    prompt = _column(row, config.prompt, where)
+    if config.template:
+        try:
+            prompt = config.template.format(**{**row, config.prompt.replace(".", "_"): prompt})
+        except (KeyError, IndexError, ValueError) as error:
+            raise DataError(f"{where}: template {config.template[:60]!r} does not fit the row: {error!r}") from error
+    return prompt, columns
+
+
+def _messages(prompt: Any, where: str, config: DataConfig) -> tuple[dict[str, Any], ...]:
+    if isinstance(prompt, str):
+        system = [{"role": "system", "content": config.system}] if config.system else []
+        return (*system, {"role": "user", "content": prompt})
+    if isinstance(prompt, Sequence) and prompt and all(isinstance(m, Mapping) and "role" in m for m in prompt):
+        return tuple(dict(message) for message in prompt)
+    raise DataError(
+        f"{where}: column {config.prompt!r}: expected a string or a list of messages with a role, "
+        f"got {str(prompt)[:60]!r} ({type(prompt).__name__})"
+    )
+
+
+# --- prompts --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """The prompts of one dataset, in file order, and what was left out."""
+
+    prompts: tuple[Prompt, ...]
+    too_long: tuple[tuple[str, int], ...]  # (prompt_id, tokens) of the prompts that were dropped
+
+
+def load_prompts(config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> PromptSet:
+    """Read, check, render and tokenise a dataset.
+
+    Raises:
+        DataError: no such dataset, an unreadable row, a missing column, or not one usable prompt.
+    """
+    prompts: list[Prompt] = []
+    too_long: list[tuple[str, int]] = []
+    count = 0
+    for index, (where, row) in enumerate(read_rows(config)):
+        if config.limit and index >= config.limit:
+            break
+        count += 1
+        value, columns = normalise(row, where, config)
+        if config.chat:
+            messages = _messages(value, where, config)
+            text = tokenizer.apply_chat_template(
+                list(messages), tokenize=False, add_generation_prompt=True, enable_thinking=config.enable_thinking
+            )
+        else:
+            if not isinstance(value, str):
+                raise DataError(f"{where}: column {config.prompt!r}: chat is off, expected a string, got {value!r:.60}")
+            messages, text = (), value
+        ids = np.asarray(tokenizer(text, add_special_tokens=not config.chat)["input_ids"], dtype=np.int32)
+        prompt_id = f"{config.split}-{index}"
+        if len(ids) > config.max_prompt_tokens:
+            too_long.append((prompt_id, len(ids)))
+            continue
+        if len(ids) == 0:
+            raise DataError(f"{where}: column {config.prompt!r}: the rendered prompt has no tokens")
+        prompts.append(Prompt(prompt_id=prompt_id, messages=messages, token_ids=ids, text=str(text), columns=columns))
+    if not count:
+        raise DataError(f"{config.path}: expected at least one row of split {config.split!r}, found none")
+    if not prompts:
+        raise DataError(
+            f"{config.path}: all {count} prompts are longer than data.max_prompt_tokens={config.max_prompt_tokens} "
+            f"(the shortest has {min(n for _, n in too_long)} tokens); raise it"
+        )
+    return PromptSet(tuple(prompts), tuple(too_long))
+
+
+class ShuffledPrompts:
+    """An endless, seeded, resumable order of prompts (``roles.PromptStream``).
+
+    Epoch ``e`` is a permutation seeded by (seed, e), so the position alone says what comes next, on any machine.
+    """
+
+    def __init__(self, prompts: Sequence[Prompt], *, seed: int, group_size: int, shuffle: bool = True) -> None:
+        if not prompts:
+            raise DataError("expected at least one prompt")
+        self._prompts = list(prompts)
+        self._seed, self._group_size, self._shuffle = seed, group_size, shuffle
+        self._drawn = 0  # prompts handed out since the start of the run
+        self._step = -1  # the step of the last call
+        self._index = 0  # prompts handed out for that step
+        self._order: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
+
+    def _prompt(self, position: int) -> Prompt:
+        epoch, offset = divmod(position, len(self._prompts))
+        if not self._shuffle:
+            return self._prompts[offset]
+        if self._order[0] != epoch:
+            self._order = (epoch, np.random.default_rng([self._seed, epoch]).permutation(len(self._prompts)))
+        return self._prompts[int(self._order[1][offset])]
+
+    def next_requests(self, num_prompts: int, *, step: int) -> list[GenerationRequest]:
+        """The next prompts, as requests whose seeds no other request of the run shares."""
+        if step != self._step:
+            self._step, self._index = step, 0
+        requests = []
+        for _ in range(num_prompts):
+            seed = request_seed(self._seed, step, self._index, self._group_size)
+            prompt = self._prompt(self._drawn)
+            requests.append(GenerationRequest(prompt, self._group_size, step, self._index, seed))
+            self._drawn += 1
+            self._index += 1
+        return requests
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"drawn": self._drawn, "num_prompts": len(self._prompts), "seed": self._seed}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where ``state`` was taken.
+
+        Raises:
+            ConfigError: the dataset or the seed is not the one of the checkpoint.
+        """
+        here = {"num_prompts": len(self._prompts), "seed": self._seed}
+        there = {key: state[key] for key in here}
+        if here != there:
+            raise ConfigError(
+                f"the checkpoint was written with {there}, this run has {here}: the prompt order would differ; "
+                "use the same data and seed, or start a fresh run"
+            )
+        self._drawn, self._step, self._index = int(state["drawn"]), -1, 0
