@@ -14,17 +14,10 @@ from itertools import pairwise
 
 import numpy as np
 
-from rewards.base import OK, STATUSES, Verdict
+from rewards.base import OK, Verdict
 from rlplatform import advantages
 from rlplatform.advantages import ADVANTAGES, is_constant
-from rlplatform.types import FINISH_ABORT, FINISH_LENGTH, Rollout, RolloutBatch, ScoredGroup, TrainBatch, rows
-
-COUNTS = (
-    *("num_groups", "num_kept", "too_few_usable"),
-    *("zero_variance", "zero_variance_all_min", "zero_variance_all_max", "zero_variance_other"),
-    *("num_rollouts", "num_usable", "truncated", "rejected", "aborted", "empty"),
-    *(f"status_{status}" for status in STATUSES),
-)
+from rlplatform.types import FINISH_ABORT, FINISH_LENGTH, Metrics, Rollout, RolloutBatch, ScoredGroup, TrainBatch, rows
 
 # --- which rollouts count -------------------------------------------------------------------------------------------
 
@@ -80,38 +73,34 @@ def shaped_rewards(
 def drop_zero_variance(
     groups: Sequence[ScoredGroup],
     *,
+    drop: bool = True,
     drop_truncated: bool = False,
     max_new_tokens: int = 0,
     overlong_buffer: int = 0,
     overlong_penalty: float = 1.0,
-    min_score: float = 0.0,
-    max_score: float = 1.0,
-    keep_zero_variance: bool = False,
-) -> tuple[list[ScoredGroup], dict[str, int]]:
+    score_range: tuple[float, float] | None = None,
+) -> tuple[list[ScoredGroup], Metrics]:
     """Keep the groups whose shaped rewards differ (DAPO's dynamic sampling, arXiv 2503.14476, section 3.2).
 
     Equal rewards give advantages of exactly 0: such a group spends compute, and dilutes the token mean, for nothing.
-    With ``keep_zero_variance`` only groups without any usable rollout are dropped (a KL term can use the others); the
-    counts are the same.
+    With ``drop=False`` only groups without any usable rollout go (a KL term can use the others); the counts stay.
 
     Args:
-        min_score, max_score: the scores of "all wrong" and "all right", before shaping.
+        score_range: the scores of "all wrong" and "all right", before shaping; None: lowest and highest of these
+            groups, and then a step whose scores are all equal counts neither ``all_min`` nor ``all_max``.
 
     Returns:
-        The kept groups, in order, and counts. Of groups: ``num_groups``, ``num_kept``, ``too_few_usable`` (fewer than
-        2 usable rollouts), ``zero_variance`` = ``zero_variance_all_min`` + ``zero_variance_all_max`` +
-        ``zero_variance_other``. Of rollouts: ``num_rollouts``, ``num_usable``, ``truncated`` (cut by max_new_tokens,
-        dropped for it or not), ``rejected`` (by the generator), ``aborted``, ``empty``, and
-        ``status_ok``, ``status_timeout``, ``status_error``, ``status_unparseable``, ``status_not_applicable``.
+        The kept groups, in order, and counts. ``groups/``: ``total``, ``kept``, ``acceptance`` (kept / total),
+        ``too_small`` (fewer than 2 usable rollouts), ``zero_variance``, and of those ``all_min`` and ``all_max``.
+        ``rollout/``: ``not_ok_dropped``, ``truncated_dropped``, ``empty_dropped`` (no sampled token, or aborted).
     """
-    counts = dict.fromkeys(COUNTS, 0)
+    names = ("total", "kept", "acceptance", "too_small", "zero_variance", "all_min", "all_max")
+    counts: Metrics = dict.fromkeys((f"groups/{name}" for name in names), 0.0)
+    counts |= {f"rollout/{name}_dropped": 0.0 for name in ("not_ok", "truncated", "empty")}
+    lowest, highest = score_range or _observed_range(groups, drop_truncated=drop_truncated)
     kept: list[ScoredGroup] = []
     for scored in groups:
-        _count_rollouts(scored, counts)
         rollouts, verdicts = usable(scored, drop_truncated=drop_truncated)
-        counts["num_groups"] += 1
-        counts["num_usable"] += len(rollouts)
-        keep = keep_zero_variance and len(rollouts) > 0
         rewards = shaped_rewards(
             rollouts,
             verdicts,
@@ -119,30 +108,31 @@ def drop_zero_variance(
             overlong_buffer=overlong_buffer,
             overlong_penalty=overlong_penalty,
         )
+        for rollout, verdict in zip(scored.group.rollouts, scored.verdicts, strict=True):
+            reason = unusable_reason(rollout, verdict, drop_truncated=drop_truncated)
+            if reason is not None:
+                counts[f"rollout/{_COUNTED_AS.get(reason, 'not_ok')}_dropped"] += 1
         if len(rollouts) < 2:
-            counts["too_few_usable"] += 1
+            counts["groups/too_small"] += 1
         elif is_constant(rewards):
-            counts["zero_variance"] += 1
-            scores = [verdict.score for verdict in verdicts]
-            kind = "all_max" if min(scores) >= max_score else "all_min" if max(scores) <= min_score else "other"
-            counts[f"zero_variance_{kind}"] += 1
-        else:
-            keep = True
-        if keep:
+            counts["groups/zero_variance"] += 1
+            if lowest < highest:
+                scores = [verdict.score for verdict in verdicts]
+                counts["groups/all_min"] += max(scores) <= lowest
+                counts["groups/all_max"] += min(scores) >= highest
+        if not is_constant(rewards) or (not drop and len(rollouts) > 0):
             kept.append(scored)
-    counts["num_kept"] = len(kept)
+    counts["groups/total"], counts["groups/kept"] = float(len(groups)), float(len(kept))
+    counts["groups/acceptance"] = len(kept) / len(groups) if groups else 0.0
     return kept, counts
 
 
-def _count_rollouts(scored: ScoredGroup, counts: dict[str, int]) -> None:
-    counts["num_rollouts"] += len(scored.group.rollouts)
-    counts["rejected"] += scored.group.num_rejected
-    for rollout, verdict in zip(scored.group.rollouts, scored.verdicts, strict=True):
-        counts[f"status_{verdict.status}"] += 1
-        counts["truncated"] += rollout.finish == FINISH_LENGTH
-        reason = unusable_reason(rollout, verdict)
-        if reason in ("aborted", "empty"):
-            counts[reason] += 1
+_COUNTED_AS = {"truncated": "truncated", "empty": "empty", "aborted": "empty"}  # any other reason is a status: not_ok
+
+
+def _observed_range(groups: Sequence[ScoredGroup], *, drop_truncated: bool) -> tuple[float, float]:
+    scores = [v.score for scored in groups for v in usable(scored, drop_truncated=drop_truncated)[1]]
+    return (min(scores), max(scores)) if scores else (0.0, 0.0)
 
 
 # --- packing --------------------------------------------------------------------------------------------------------
