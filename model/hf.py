@@ -1,0 +1,186 @@
+"""Any Hugging Face causal language model behind one narrow forward: packed token ids in, hidden states out.
+
+    policy = load_policy("path/to/model", dtype="float32")
+    hidden = policy(token_ids, positions, cu_seqlens)      # [T, H]
+    logits = hidden @ policy.lm_head_weight.T              # in chunks: model/logprobs.py
+
+A model whose logits are more than ``hidden @ weight.T``, or whose layers are not all plain full attention, is refused
+when it is loaded: packing would change its numbers without an error.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from model import packing
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+# Files beside the weights that an exported folder needs to serve: tokenizer, chat template, generation defaults.
+COMPANION_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+)
+
+
+class UnsupportedModelError(ValueError):
+    """The model cannot be trained packed with the numbers it would have alone; the message says which part."""
+
+
+class PackedCausalLM(nn.Module):
+    """``forward(token_ids[T], positions[T], cu_seqlens[B + 1]) -> hidden states [T, H]``, each row as if alone."""
+
+    def __init__(self, hf: nn.Module, source: str = "") -> None:
+        super().__init__()
+        check_supported(hf)
+        self.hf = hf
+        self.source = source  # the folder or hub id that the weights came from
+        self.config = hf.config
+
+    @property
+    def lm_head_weight(self) -> nn.Parameter:
+        """[V, H]; the embedding itself where the two are tied."""
+        return self.hf.get_output_embeddings().weight  # type: ignore[operator]
+
+    def forward(self, token_ids: torch.Tensor, positions: torch.Tensor, cu_seqlens: torch.Tensor) -> torch.Tensor:
+        """Hidden states after the last norm.
+
+        ``token_ids`` int64 [T], ``positions`` int64 [T] (0, 1, ... within each row), ``cu_seqlens`` int32 [B + 1].
+        """
+        boundaries = packing.Packing(cu_seqlens)
+        backbone = getattr(self.hf, self.hf.base_model_prefix)
+        output = backbone(
+            input_ids=token_ids[None], position_ids=positions[None], use_cache=False, packing=boundaries
+        ).last_hidden_state[0]
+        if boundaries.calls != self.config.num_hidden_layers:
+            raise UnsupportedModelError(
+                f"{type(self.hf).__name__}: {boundaries.calls} of {self.config.num_hidden_layers} layers used the "
+                "packed attention; the others would let rows see each other"
+            )
+        return output
+
+    def hf_named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Parameters under transformers' names, each once: a tied head is left out."""
+        yield from self.hf.named_parameters()
+
+    def to_checkpoint(self, state: Iterable[tuple[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        """``state`` under the names of the checkpoint file, where transformers renames or fuses (experts)."""
+        from transformers.core_model_loading import revert_weight_conversion
+
+        return revert_weight_conversion(self.hf, dict(state))
+
+    def save_pretrained(self, folder: str | Path, state: Mapping[str, torch.Tensor]) -> None:
+        """Write a Hugging Face folder: ``state`` (checkpoint names) as safetensors, config and companion files."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.hf.save_pretrained(folder, state_dict=dict(state), save_original_format=False)  # type: ignore[operator]
+        copy_companion_files(self.source, folder)
+
+
+def load_policy(
+    path: str,
+    *,
+    dtype: str = "float32",
+    attn: str = "packed",
+    activation_checkpointing: bool = False,
+    meta: bool = False,
+    trust_remote_code: bool = False,
+) -> PackedCausalLM:
+    """Load a folder or hub id.
+
+    Args:
+        dtype: ``float32`` or ``bfloat16``, of parameters and compute.
+        attn: ``packed``, the only attention that knows row boundaries.
+        activation_checkpointing: recompute each layer in the backward pass instead of keeping its activations.
+        meta: parameters without storage, from the config alone: names and shapes.
+
+    Raises:
+        UnsupportedModelError: packing would change the model's numbers.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype: expected one of {sorted(DTYPES)}, got {dtype!r}")
+    if attn != "packed":
+        raise ValueError(f"attn: expected 'packed', got {attn!r}")
+    packing.register()
+    arguments: dict[str, Any] = {"dtype": DTYPES[dtype], "attn_implementation": packing.NAME}
+    config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    check_config(config)
+    if meta:
+        with torch.device("meta"):
+            hf = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code, **arguments)
+    else:
+        hf = AutoModelForCausalLM.from_pretrained(path, config=config, trust_remote_code=trust_remote_code, **arguments)
+    for module in hf.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0  # two forwards of one token must agree
+    if activation_checkpointing:
+        hf.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        hf.train()
+    return PackedCausalLM(hf, source=str(path))
+
+
+def check_config(config: Any) -> None:
+    """Refuse, from the config alone, what packing or a bare ``hidden @ weight.T`` would get wrong."""
+    name = getattr(config, "model_type", type(config).__name__)
+    kinds = sorted(set(getattr(config, "layer_types", None) or ()) - {"full_attention"})
+    if kinds:
+        raise UnsupportedModelError(
+            f"{name}: expected every layer to be full attention, got layer types {kinds}; rows packed together would "
+            "leak into each other there"
+        )
+    if not getattr(config, "layer_types", None) and getattr(config, "sliding_window", None) is not None:
+        raise UnsupportedModelError(f"{name}: expected full attention, got sliding_window={config.sliding_window}")
+    neutral = {
+        "logit_scale": 1.0,
+        "logits_scaling": 1.0,
+        "final_logit_softcapping": None,
+        "attn_logit_softcapping": None,
+    }
+    for key, value in neutral.items():
+        got = getattr(config, key, None)
+        if got is not None and got != value:
+            raise UnsupportedModelError(f"{name}: expected logits of hidden @ weight.T alone, got {key}={got}")
+
+
+def check_supported(hf: nn.Module) -> None:
+    """Refuse, from the built model, a head that is more than a matrix."""
+    check_config(hf.config)
+    head = hf.get_output_embeddings()  # type: ignore[operator]
+    if head is None or getattr(head, "weight", None) is None:
+        raise UnsupportedModelError(f"{type(hf).__name__}: expected a causal LM with an output matrix, got none")
+    if getattr(head, "bias", None) is not None:
+        raise UnsupportedModelError(
+            f"{type(hf).__name__}: expected a head without bias, got one of shape {head.bias.shape}"
+        )
+    if not isinstance(getattr(hf, hf.base_model_prefix, None), nn.Module):  # type: ignore[call-overload]
+        raise UnsupportedModelError(f"{type(hf).__name__}: expected a base model under `{hf.base_model_prefix}`")
+
+
+def copy_companion_files(source: str, folder: Path) -> None:
+    """Copy tokenizer, chat template and generation_config beside exported weights; what is absent is left absent."""
+    origin = Path(source)
+    if origin.is_dir():
+        for name in COMPANION_FILES:
+            if (origin / name).is_file() and (origin / name).resolve() != (folder / name).resolve():
+                shutil.copyfile(origin / name, folder / name)
+        return
+    if source:
+        from transformers import AutoTokenizer
+
+        AutoTokenizer.from_pretrained(source).save_pretrained(folder)
