@@ -53,7 +53,8 @@ def test_eps_is_added_to_the_deviation() -> None:
 @pytest.mark.parametrize(
     "rewards",
     [
-        [0.35] * 7,  # seven float32 of 0.35 have a float32 mean one ulp beside 0.35: naive (r - mean) / std is in the 1000s
+        [0.35]
+        * 7,  # seven float32 of 0.35 have a float32 mean one ulp beside 0.35: naive (r - mean) / std is in the 1000s
         [0.4] * 6,
         [0.1] * 10,
         [-1e30] * 3,
@@ -80,7 +81,9 @@ def test_the_residue_is_real() -> None:
 
 def test_close_but_different_rewards_are_not_called_equal() -> None:
     assert not is_constant(f32(0.35, 0.3501))
-    np.testing.assert_allclose(group_mean_std(f32(0.35, 0.4), ids(0, 0)), [-1 / math.sqrt(2), 1 / math.sqrt(2)], rtol=1e-4)
+    np.testing.assert_allclose(
+        group_mean_std(f32(0.35, 0.4), ids(0, 0)), [-1 / math.sqrt(2), 1 / math.sqrt(2)], rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
