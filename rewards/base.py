@@ -9,14 +9,26 @@ a list of the same length. Message prompts give message completions (``[{"role":
 string prompts give strings. A function that names them (or takes ``**kwargs``) is also given ``completion_ids``,
 ``trainer_state``, ``log_extra(column, values)`` and ``log_metric(name, value)``. It may be ``async``.
 ``None`` means that the function does not apply to the row.
+
+Functions are named in configs by a key of ``REWARDS``, by ``package.module:fn`` or by ``path/file.py:fn``; ``resolve``
+turns the name into the function and says what is wrong with it before any process is started.
 """
 
 from __future__ import annotations
 
+import difflib
+import importlib
+import importlib.util
+import inspect
 import math
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import numbers
+import sys
+import zlib
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar
 
 OK = "ok"
 TIMEOUT = "timeout"
@@ -55,3 +67,244 @@ class Verdict:
     @property
     def ok(self) -> bool:
         return self.status == OK
+
+
+class RewardLoadError(ValueError):
+    """A reward function that cannot be found, imported or called; the message says what to change."""
+
+
+class RewardContractError(ValueError):
+    """A reward function answered with something that is not one score a row."""
+
+
+# Lazy, so that listing the names imports nothing.
+REWARDS: dict[str, str] = {
+    "math": "rewards.math:math_reward",
+    "format": "rewards.format:format_reward",
+}
+
+SUPPLIED = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
+
+_Fn = TypeVar("_Fn", bound=Callable[..., Any])
+
+
+def rowwise(fn: _Fn) -> _Fn:
+    """Declare that ``fn`` grades each row by itself, so the runner may call it row by row and spread rows at will.
+
+    A function without the mark is called with whole batches, and row by row only after a batch failed.
+    """
+    fn.rowwise = True  # type: ignore[attr-defined]
+    return fn
+
+
+# --- from a name to a function --------------------------------------------------------------------------------------
+
+
+def resolve(name: str) -> RewardFn:
+    """The function behind a built-in name, ``package.module:fn`` or ``path/file.py:fn``.
+
+    Raises RewardLoadError when the file, module or function is absent, is not callable, or cannot take completions.
+    """
+    target = REWARDS.get(name, name)
+    source, colon, attribute = target.rpartition(":")
+    if not colon or not source or not attribute:
+        raise RewardLoadError(
+            f"reward {name!r}: expected one of {', '.join(sorted(REWARDS))}, package.module:fn or path/file.py:fn"
+            f"{_nearest(name, REWARDS)}"
+        )
+    module = _load_file(name, Path(source)) if source.endswith(".py") else _load_module(name, source)
+    value: Any = module
+    for part in attribute.split("."):
+        if not hasattr(value, part):
+            raise RewardLoadError(
+                f"reward {name!r}: {source} has no function {attribute!r}"
+                f"{_nearest(part, [n for n in dir(value) if callable(getattr(value, n)) and not n.startswith('_')])}"
+            )
+        value = getattr(value, part)
+    if not callable(value) or isinstance(value, type):
+        kind = "a class; name a function or an instance of it" if isinstance(value, type) else type(value).__name__
+        raise RewardLoadError(f"reward {name!r}: expected a function, got {kind}")
+    signature_of(value, name)
+    return value
+
+
+def absolute(name: str) -> str:
+    """The same name, with a file's path made absolute: processes with another working directory find it too."""
+    source, colon, attribute = name.rpartition(":")
+    return f"{Path(source).expanduser().resolve()}{colon}{attribute}" if source.endswith(".py") else name
+
+
+def _nearest(word: str, names: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(names), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _load_module(name: str, source: str) -> ModuleType:
+    try:
+        return importlib.import_module(source)
+    except ModuleNotFoundError as error:
+        if error.name and (source == error.name or source.startswith(error.name + ".")):
+            raise RewardLoadError(
+                f"reward {name!r}: no module named {error.name!r} on the Python path; install it, run from the folder "
+                "that holds it, or write path/file.py:fn"
+            ) from error
+        raise RewardLoadError(f"reward {name!r}: importing {source} failed: {error}") from error
+    except Exception as error:
+        raise RewardLoadError(f"reward {name!r}: importing {source} failed: {type(error).__name__}: {error}") from error
+
+
+def _load_file(name: str, path: Path) -> ModuleType:
+    """Import a file under a name of its own, so that a user's ``math.py`` shadows nothing."""
+    path = path.expanduser().resolve()
+    if not path.is_file():
+        beside = sorted(other.name for other in path.parent.glob("*.py")) if path.parent.is_dir() else []
+        where = f"; {path.parent} holds {', '.join(beside)}" if beside else ""
+        raise RewardLoadError(f"reward {name!r}: no file {path}{where}")
+    module_name = f"_reward_file_{path.stem}_{zlib.crc32(str(path).encode()):08x}"
+    if module_name in sys.modules:
+        return sys.modules[module_name]
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    if spec is None or spec.loader is None:
+        raise RewardLoadError(f"reward {name!r}: {path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    folder = str(path.parent)
+    sys.path.insert(0, folder)  # modules beside the file win while it is imported ...
+    sys.modules[module_name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException as error:
+        del sys.modules[module_name]
+        if not isinstance(error, Exception):
+            raise
+        line = f", line {error.lineno}" if isinstance(error, SyntaxError) else _line_in(error, path)
+        raise RewardLoadError(f"reward {name!r}: {path}{line}: {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.remove(folder)
+        if folder not in sys.path:
+            sys.path.append(folder)  # ... and later ones lose, so that they shadow no installed package
+    return module
+
+
+def _line_in(error: BaseException, path: Path) -> str:
+    lines = [tb.tb_lineno for tb in _tracebacks(error) if tb.tb_frame.f_code.co_filename == str(path)]
+    return f", line {lines[-1]}" if lines else ""
+
+
+def _tracebacks(error: BaseException) -> Iterable[Any]:
+    tb = error.__traceback__
+    while tb is not None:
+        yield tb
+        tb = tb.tb_next
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Which keywords a reward function takes."""
+
+    names: frozenset[str]  # parameters it names
+    required: frozenset[str]  # those without a default
+    takes_all: bool  # it has **kwargs
+
+    def accepts(self, name: str) -> bool:
+        return self.takes_all or name in self.names
+
+    def missing(self, columns: Iterable[str]) -> list[str]:
+        """Required parameters that neither the platform nor these columns supply."""
+        return sorted(self.required - set(SUPPLIED) - set(columns))
+
+
+def signature_of(fn: RewardFn, name: str = "") -> Signature:
+    """Raises RewardLoadError when ``fn`` cannot be called as ``fn(completions=..., ...)``."""
+    name = name or getattr(fn, "__name__", repr(fn))
+    try:
+        parameters = inspect.signature(fn).parameters.values()
+    except (TypeError, ValueError):  # a callable written in C tells nothing: hand it everything
+        return Signature(frozenset(), frozenset(), takes_all=True)
+    for parameter in parameters:
+        if parameter.kind is parameter.POSITIONAL_ONLY and parameter.default is parameter.empty:
+            raise RewardLoadError(
+                f"reward {name!r}: parameter {parameter.name!r} is positional-only; arguments are passed by keyword"
+            )
+    keywords = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    signature = Signature(
+        names=frozenset(p.name for p in keywords),
+        required=frozenset(p.name for p in keywords if p.default is p.empty),
+        takes_all=any(p.kind is p.VAR_KEYWORD for p in parameters),
+    )
+    if not signature.accepts("completions"):
+        raise RewardLoadError(
+            f"reward {name!r}: expected def fn(prompts, completions, **columns), "
+            f"got a signature without `completions`: {name}{inspect.signature(fn)}"
+        )
+    return signature
+
+
+# --- from what a function returned to verdicts ----------------------------------------------------------------------
+
+
+def to_verdicts(name: str, result: Any, num_rows: int, *, first_row: int = 0) -> list[Verdict]:
+    """One Verdict a row from what function ``name`` returned; messages count rows from ``first_row``.
+
+    A value that is no score (NaN, a bool, a string) makes its own row an ``error``. Raises RewardContractError when
+    the result is not a list of ``num_rows`` values: nobody can tell which row such values belong to.
+    """
+    if hasattr(result, "tolist"):  # numpy arrays and tensors
+        result = result.tolist()
+    if isinstance(result, (str, bytes, Mapping)) or not isinstance(result, Sequence):
+        raise RewardContractError(
+            f"reward {name!r}: expected a list of {num_rows} scores, one a row, got {type(result).__name__} "
+            f"{_short(result)}; a single value is not spread over the rows"
+        )
+    if len(result) != num_rows:
+        raise RewardContractError(f"reward {name!r}: expected {num_rows} scores, one a row, got {len(result)}")
+    return [_to_verdict(name, row, value) for row, value in enumerate(result, first_row)]
+
+
+def _to_verdict(name: str, row: int, value: Any) -> Verdict:
+    if isinstance(value, Verdict):
+        return value
+    if value is None:
+        return Verdict(0.0, NOT_APPLICABLE)
+    if isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value):
+        return Verdict(float(value))
+    hint = "; write float(...)" if isinstance(value, bool) or type(value).__name__ in ("bool_", "bool") else ""
+    detail = f"reward {name!r}, row {row}: expected a finite float, None or a Verdict, got {_short(value)} "
+    return Verdict(0.0, ERROR, detail=f"{detail}({type(value).__name__}){hint}")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+_SEVERITY = (ERROR, TIMEOUT, UNPARSEABLE)
+
+
+def compose(parts: Mapping[str, Verdict], weights: Mapping[str, float]) -> Verdict:
+    """The weighted sum of one row's verdicts, one a function.
+
+    - A part with status ``error``, ``timeout`` or ``unparseable`` gives the whole its status (in that order of
+      precedence): a sum without it would be another reward, so the rollout is left out.
+    - A ``not_applicable`` part does not count for this row, as ``None`` does in TRL; when no part applies, the row is
+      ``not_applicable``.
+    - ``parts`` of the result holds every score before weights; parts that a function returned itself are kept under
+      ``function/part``.
+    """
+    scores: dict[str, float] = {}
+    total = 0.0
+    for name, part in parts.items():
+        if part.ok:
+            scores[name] = float(part.score)
+            scores.update({f"{name}/{key}": float(value) for key, value in part.parts.items()})
+            total += weights[name] * part.score
+    status = next((s for s in _SEVERITY if any(part.status == s for part in parts.values())), OK)
+    if status == OK and not any(part.ok for part in parts.values()):
+        status = NOT_APPLICABLE
+    details = [(name, part.detail) for name, part in parts.items() if part.detail]
+    return Verdict(
+        score=total if status == OK else 0.0,
+        status=status,
+        parts=scores,
+        detail="\n".join(text if len(parts) == 1 else f"{name}: {text}" for name, text in details),
+        seconds=sum(part.seconds for part in parts.values()),
+    )

@@ -1,0 +1,356 @@
+r"""What runs on the far side of a RewardPool: one small fork server, and the workers it forks.
+
+    parent (any thread, any actor)          fork server (clean interpreter,        workers (forks of it; a reward
+      RewardPool  --- control socket --->   one thread, no user code)      --->    function runs in the main thread)
+          \____________ one socket a worker: job in (pickle), verdicts out (a JSON line each) _____/
+
+The fork server is a fresh interpreter, never a fork of the parent, which may hold Ray, torch or CUDA. It imports the
+built-in functions once; a user's module is imported in the worker, so whatever threads or connections it opens are the
+worker's own. A fork takes milliseconds: a stuck process is replaced at once, and the pool never shrinks.
+
+Nothing outlives the parent: the server ends at the end of its control socket, workers at the death of the server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import inspect
+import json
+import os
+import pickle
+import select
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from types import FrameType, SimpleNamespace
+from typing import Any, NoReturn
+
+from rewards.base import (
+    ERROR,
+    REWARDS,
+    TIMEOUT,
+    RewardContractError,
+    RewardFn,
+    RewardLoadError,
+    Signature,
+    Verdict,
+    resolve,
+    signature_of,
+    to_verdicts,
+)
+
+SOFT_SIGNAL = signal.SIGUSR1  # the parent's timer; SIGALRM and its timers are left to the reward functions
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+_MAX_DETAIL = 4000  # characters
+
+
+def send_message(channel: socket.socket, message: Any) -> None:
+    body = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
+    channel.sendall(len(body).to_bytes(8, "big") + body)
+
+
+def receive_message(channel: socket.socket) -> Any:
+    """Raises EOFError when the other side is gone."""
+    return pickle.loads(_receive(channel, int.from_bytes(_receive(channel, 8), "big")))
+
+
+def _receive(channel: socket.socket, size: int) -> bytes:
+    data = bytearray()
+    while len(data) < size:
+        piece = channel.recv(min(size - len(data), 1 << 20))
+        if not piece:
+            raise EOFError("the other side closed the connection")
+        data += piece
+    return bytes(data)
+
+
+def _prctl(option: int, value: int) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)
+
+
+# --- the fork server ------------------------------------------------------------------------------------------------
+
+
+def main(descriptor: int) -> None:
+    """Entry point of the fork server: serve forks over the control socket ``descriptor`` until its end."""
+    control = socket.socket(fileno=descriptor)
+    setup = receive_message(control)
+    sys.path[:] = setup["sys_path"]
+    os.dup2(2, 1)  # what a reward function prints is for people; it never mixes with the protocol
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)  # what workers leave behind comes to this process, which ends it
+    _import_built_ins(setup["functions"].values())
+    server = _ForkServer(control, setup["functions"])
+    try:
+        send_message(control, "ready")
+        server.serve()
+    except (EOFError, ConnectionError):
+        pass  # the parent closed the pool or died: the normal end
+    finally:
+        if os.getpid() == server.pid:
+            server.end_all()
+
+
+def _import_built_ins(targets: Sequence[str]) -> None:
+    """Pay for heavy imports once. A failure is left to the worker, which repeats the import and reports it."""
+    for target in targets:
+        if target in REWARDS:
+            try:
+                module = sys.modules[resolve(target).__module__]
+                getattr(module, "warm_up", lambda: None)()
+            except Exception:
+                traceback.print_exc()
+
+
+class _ForkServer:
+    def __init__(self, control: socket.socket, functions: Mapping[str, str]) -> None:
+        self.pid = os.getpid()
+        self._control = control
+        self._functions = functions
+        self._workers: set[int] = set()
+        self._ended: dict[int, int] = {}  # wait status of workers that ended by themselves
+
+    def serve(self) -> None:
+        while True:
+            ready, _, _ = select.select([self._control], [], [], 1.0 if self._workers else None)
+            for pid in list(self._workers):
+                self._reap(pid, os.WNOHANG)
+            if ready:
+                self._answer(*receive_message(self._control))
+
+    def _answer(self, command: str, *args: int) -> None:
+        if command == "fork":
+            _, descriptors, _, _ = socket.recv_fds(self._control, 1, 1)
+            send_message(self._control, self._fork(descriptors[0]))
+        elif command == "end":
+            send_message(self._control, self._end(args[0]))
+        elif command == "signal":
+            if args[0] in self._workers:  # an unreaped child: its pid cannot have passed to another process
+                os.kill(args[0], args[1])
+            send_message(self._control, None)
+
+    def _fork(self, descriptor: int) -> int:
+        pid = os.fork()
+        if pid == 0:
+            self._control.close()
+            _run_worker(descriptor, self._functions, parent=self.pid)
+        os.close(descriptor)
+        with contextlib.suppress(OSError):  # here and in the child: whoever is first, the group exists before its use
+            os.setpgid(pid, pid)
+        self._workers.add(pid)
+        return pid
+
+    def _reap(self, pid: int, options: int) -> None:
+        done, status = os.waitpid(pid, options)
+        if done:
+            self._kill_group(pid)
+            self._workers.discard(pid)
+            self._ended[pid] = status
+
+    def _end(self, pid: int) -> int:
+        """Kill a worker and all it started; its exit code, negative for a signal."""
+        if pid in self._workers:
+            os.kill(pid, signal.SIGKILL)
+            self._kill_group(pid)
+            self._reap(pid, 0)
+        self._kill_orphans()
+        return os.waitstatus_to_exitcode(self._ended.pop(pid, 0))
+
+    def _kill_group(self, pid: int) -> None:
+        with contextlib.suppress(ProcessLookupError):  # nobody of the group is left
+            os.killpg(pid, signal.SIGKILL)
+
+    def _kill_orphans(self) -> None:
+        """Processes that a dead worker had started came to this process as the nearest subreaper."""
+        try:
+            with open(f"/proc/self/task/{self.pid}/children") as file:
+                children = [int(pid) for pid in file.read().split()]
+        except OSError:
+            return  # not Linux, or a kernel without this file
+        for pid in set(children) - self._workers:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+    def end_all(self) -> None:
+        for pid in list(self._workers):
+            self._end(pid)
+
+
+# --- a worker -------------------------------------------------------------------------------------------------------
+
+
+def _run_worker(descriptor: int, functions: Mapping[str, str], parent: int) -> NoReturn:
+    """The whole life of a forked worker; never returns into the fork server's frames."""
+    code = 1
+    try:
+        os.setpgid(0, 0)
+        _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() == parent:  # else the server died before the line above
+            _Worker(socket.socket(fileno=descriptor), functions).serve()
+            code = 0
+    except (EOFError, ConnectionError):
+        code = 0  # the pool was closed
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+class SoftTimeout(BaseException):
+    """Raised inside a reward function at its deadline; no ``except Exception`` on the way stops it."""
+
+
+class _Worker:
+    def __init__(self, channel: socket.socket, functions: Mapping[str, str]) -> None:
+        self._channel = channel
+        self._functions = functions
+        self._loaded: dict[str, tuple[RewardFn, Signature]] = {}
+        self._armed = False
+        signal.signal(SOFT_SIGNAL, self._on_soft_signal)
+
+    def _on_soft_signal(self, signum: int, frame: FrameType | None) -> None:
+        if self._armed:
+            self._armed = False
+            raise SoftTimeout("past its deadline")
+
+    def serve(self) -> None:
+        try:
+            for name, target in self._functions.items():
+                fn = resolve(target)
+                self._loaded[name] = (fn, signature_of(fn, name))
+        except RewardLoadError as error:
+            self._send({"failed": str(error), "traceback": traceback.format_exc()})
+            return
+        self._send({"ready": True})
+        while True:
+            job = receive_message(self._channel)
+            for message in self._by_row(job) if job["by_row"] else [self._call(job, slice(None))]:
+                self._send(message)
+
+    def _send(self, message: Mapping[str, Any]) -> None:
+        self._channel.sendall(json.dumps(message, default=repr).encode() + b"\n")
+
+    def _by_row(self, job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        for row in range(len(job["completions"])):
+            yield self._call(job, slice(row, row + 1))
+
+    def _call(self, job: Mapping[str, Any], rows: slice) -> dict[str, Any]:
+        """Grade ``rows`` of a job in one call. Failures of more than one row ask the parent to split them."""
+        name = job["function"]
+        fn, signature = self._loaded[name]
+        logs = _Logs(name, len(job["completions"][rows]))
+        started = time.perf_counter()
+        failure: tuple[str, str, str] | None = None  # status, detail, traceback
+        verdicts: list[Verdict] = []
+        try:
+            kwargs = _keywords(name, job, rows, signature, logs)
+            self._armed = True
+            result = fn(**kwargs)
+            if inspect.isawaitable(result):
+                result = asyncio.run(_await(result))
+            self._armed = False
+            verdicts = to_verdicts(name, result, logs.num_rows, first_row=job["rows"][rows.start or 0])
+        except SoftTimeout as error:
+            where = _describe(error)
+            failure = (TIMEOUT, f"past its deadline; it was at\n{where}", _format(error))
+        except RewardContractError as error:  # no single row's fault; called with one row, it might even pass
+            verdicts = [Verdict(0.0, ERROR, detail=f"{error} (row {row})") for row in job["rows"][rows]]
+            logs.traceback = str(error)
+        except (Exception, SystemExit, KeyboardInterrupt) as error:
+            failure = (ERROR, _describe(error), _format(error))
+        finally:
+            self._armed = False
+        seconds = time.perf_counter() - started
+        if failure is not None:
+            status, detail, text = failure
+            if logs.num_rows > 1:
+                return {"split": status, "detail": detail, "traceback": text, "seconds": seconds}
+            verdicts, logs.traceback = [Verdict(0.0, status, detail=detail)], text
+        logs.traceback = logs.traceback or next((v.detail for v in verdicts if v.status == ERROR), "")
+        return {
+            "verdicts": [_pack(verdict, seconds / logs.num_rows) for verdict in verdicts],
+            "extras": logs.extras,
+            "metrics": logs.metrics,
+            "traceback": logs.traceback,
+        }
+
+
+async def _await(result: Any) -> Any:
+    return await result
+
+
+class _Logs:
+    """What a function reports beside its scores."""
+
+    def __init__(self, name: str, num_rows: int) -> None:
+        self.name, self.num_rows = name, num_rows
+        self.extras: dict[str, list[Any]] = {}
+        self.metrics: dict[str, float] = {}
+        self.traceback = ""
+
+    def log_extra(self, column: str, values: Sequence[Any]) -> None:
+        if isinstance(values, (str, bytes)) or len(values) != self.num_rows:
+            raise RewardContractError(
+                f"reward {self.name!r}: log_extra({column!r}, ...) expected {self.num_rows} values, one a row"
+            )
+        self.extras[column] = list(values)
+
+    def log_metric(self, name: str, value: float) -> None:
+        self.metrics[name] = float(value)
+
+
+def _keywords(name: str, job: Mapping[str, Any], rows: slice, signature: Signature, logs: _Logs) -> dict[str, Any]:
+    columns = {key: values[rows] for key, values in job["columns"].items()}
+    missing = signature.missing(columns)
+    if missing:
+        raise RewardContractError(
+            f"reward {name!r} needs the column{'s' * (len(missing) > 1)} {', '.join(missing)}; "
+            f"the rows have {', '.join(sorted(columns)) or 'no columns'}"
+        )
+    state = job["trainer_state"]
+    supplied: dict[str, Any] = {
+        "prompts": job["prompts"][rows],
+        "completions": job["completions"][rows],
+        "completion_ids": job["completion_ids"][rows] if job["completion_ids"] is not None else None,
+        "trainer_state": SimpleNamespace(**state) if isinstance(state, Mapping) else state,
+        "log_extra": logs.log_extra,
+        "log_metric": logs.log_metric,
+    }
+    return {key: value for key, value in (columns | supplied).items() if signature.accepts(key)}
+
+
+def _pack(verdict: Verdict, seconds: float) -> list[Any]:
+    parts = {str(name): float(value) for name, value in verdict.parts.items()}
+    return [float(verdict.score), verdict.status, parts, verdict.detail[-_MAX_DETAIL:], verdict.seconds or seconds]
+
+
+def _told(error: BaseException) -> traceback.TracebackException:
+    """The exception with the frames of the function alone, without those that called or stopped it."""
+    told = traceback.TracebackException.from_exception(error)
+    ours = (__file__, asyncio.runners.__file__, asyncio.base_events.__file__)
+    told.stack = traceback.StackSummary.from_list([frame for frame in told.stack if frame.filename not in ours])
+    return told
+
+
+def _format(error: BaseException) -> str:
+    return "".join(_told(error).format())
+
+
+def _describe(error: BaseException, num_lines: int = 6) -> str:
+    """Where in the function, and the last lines of the traceback: what fits in a table."""
+    told = _told(error)
+    if isinstance(error, SoftTimeout):
+        lines = [line for frame in told.stack.format()[-3:] for line in frame.rstrip().split("\n")]
+    else:
+        lines = "".join(told.format()).rstrip().split("\n")
+    frame = told.stack[0] if told.stack else None
+    first = f'  File "{frame.filename}", line {frame.lineno}, in {frame.name}' if frame else ""
+    tail = lines[-num_lines:]
+    return "\n".join(tail if not first or any(first in line for line in tail) else [first, "    ...", *tail])

@@ -1,0 +1,71 @@
+"""The `format` reward: exactly one well-formed think block, or none, as the prompt asks."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from rewards.base import rowwise
+
+_OPEN, _CLOSE = "<think>", "</think>"
+# Anything that reads as a think tag: a tag with spaces, capitals or attributes is a malformed one, not prose.
+_TAG = re.compile(r"<\s*/?\s*think\b[^<>]*>?", re.IGNORECASE)
+_SPECIAL_TOKEN = re.compile(r"<\|[^<>|]*\|>")  # e.g. a pad or end token kept in the text: no content
+
+
+@rowwise
+def format_reward(
+    prompts: Sequence[Any],
+    completions: Sequence[Any],
+    thinking: Sequence[bool | None] | None = None,
+    prompt_text: Sequence[str] | None = None,
+    **columns: Any,
+) -> list[float]:
+    """1.0 for a well-formed completion, else 0.0.
+
+    Column ``thinking`` (true where absent) picks the rule:
+
+    - true: one ``<think>`` first, one ``</think>``, a non-empty thought between them, a non-empty answer after them.
+    - false: a non-empty answer and no thought; an empty think block before the answer is allowed.
+
+    A block that the prompt opened counts as opened: where the rendered prompt ends with ``<think>``, the completion
+    starts inside the block. ``prompt_text`` is the rendered prompt; without it a string prompt stands in.
+    """
+    scores = []
+    for row, completion in enumerate(completions):
+        prompt = prompt_text[row] if prompt_text is not None else prompts[row]
+        opened = isinstance(prompt, str) and prompt_opens_block(prompt)
+        wants_thought = True if thinking is None or thinking[row] is None else thinking[row]
+        if wants_thought not in (True, False):
+            raise ValueError(f"column 'thinking', row {row}: expected true or false, got {wants_thought!r}")
+        scores.append(float(is_well_formed(text_of(completion), thinking=bool(wants_thought), opened=opened)))
+    return scores
+
+
+def is_well_formed(text: str, *, thinking: bool, opened: bool) -> bool:
+    """The rule of ``format_reward`` for one completion; ``opened``: the prompt ends inside a think block."""
+    tags = _TAG.findall(text)
+    if not tags and not opened:
+        return not thinking and _has_content(text)
+    if tags != ([_CLOSE] if opened else [_OPEN, _CLOSE]):
+        return False
+    before, _, rest = ("", "", text) if opened else text.partition(_OPEN)
+    thought, _, answer = rest.partition(_CLOSE)
+    return not before.strip() and _has_content(answer) and _has_content(thought) == thinking
+
+
+def prompt_opens_block(prompt: str) -> bool:
+    """Does the rendered prompt end inside a think block that it opened?"""
+    return prompt.rstrip().endswith(_OPEN)
+
+
+def text_of(completion: Any) -> str:
+    """The text of a completion, which is a string or a list of messages (the last one counts)."""
+    if isinstance(completion, str):
+        return completion
+    return str(completion[-1]["content"]) if completion else ""
+
+
+def _has_content(text: str) -> bool:
+    return bool(_SPECIAL_TOKEN.sub("", text).strip())

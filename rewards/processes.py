@@ -1,0 +1,132 @@
+"""The parent's side of the fork server in ``rewards/child.py``: start it, fork workers, signal and end them."""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rewards.child import SOFT_SIGNAL, receive_message, send_message
+
+# Reward functions get one core each: spinning thread pools of several processes slow each other down many times over.
+_THREADS = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+_BOOTSTRAP = "import sys; sys.path.insert(0, sys.argv[1]); from rewards.child import main; main(int(sys.argv[2]))"
+_ANSWER_TIMEOUT_S = 30.0  # the server does nothing slow; the first answer has start_timeout_s
+
+
+class ForkServerDied(ConnectionError):
+    """The fork server is gone, and its workers with it."""
+
+
+@dataclass(eq=False)
+class Worker:
+    """One child process, forked; it runs one job at a time."""
+
+    pid: int
+    channel: socket.socket
+    ready: bool = False  # it has imported its functions
+    _buffer: bytearray = field(default_factory=bytearray)
+
+    def send(self, job: Mapping[str, Any]) -> None:
+        """Raises OSError when the worker is dead, or does not take the job within the channel's timeout."""
+        send_message(self.channel, job)
+
+    def receive(self) -> list[dict[str, Any]] | None:
+        """The messages that have arrived; None when the worker is dead. Call when the channel is readable."""
+        try:
+            data = self.channel.recv(1 << 20)
+        except ConnectionError:
+            data = b""
+        self._buffer += data
+        *lines, rest = bytes(self._buffer).split(b"\n")
+        self._buffer[:] = rest
+        return [json.loads(line) for line in lines] if lines or data else None
+
+    @property
+    def idle_and_dead(self) -> bool:
+        """An idle worker is silent, so a readable channel is its end."""
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.channel, selectors.EVENT_READ)
+            return self.ready and bool(selector.select(0))
+
+
+class ForkServer:
+    """Starts on construction; a request after its death raises ForkServerDied. Safe for several threads.
+
+    Args:
+        functions: name -> what ``rewards.base.resolve`` takes; every worker loads all of them.
+        start_timeout_s: for the start, imports of the built-in functions included.
+    """
+
+    def __init__(self, functions: Mapping[str, str], start_timeout_s: float) -> None:
+        self._lock = threading.Lock()
+        self._control, theirs = socket.socketpair()
+        environment = {name: os.environ.get(name, value) for name, value in _THREADS.items()}
+        root = str(Path(__file__).resolve().parents[1])
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-c", _BOOTSTRAP, root, str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                env=os.environ | environment,
+                start_new_session=True,  # Ctrl-C reaches the parent, which decides
+            )
+        setup = {
+            "sys_path": [str(Path(p or os.curdir).resolve()) for p in sys.path],
+            "functions": dict(functions),
+        }
+        self._control.settimeout(start_timeout_s)
+        self._ask(setup)
+        self._control.settimeout(_ANSWER_TIMEOUT_S)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def fork(self) -> Worker:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            pid = self._ask(("fork",), theirs)
+        ours.settimeout(_ANSWER_TIMEOUT_S)
+        return Worker(pid, ours)
+
+    def end(self, worker: Worker) -> str:
+        """Kill a worker and everything it started, wait for it, and say how it ended."""
+        worker.channel.close()
+        code = self._ask(("end", worker.pid))
+        return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+    def soft_stop(self, worker: Worker) -> None:
+        """Raise ``SoftTimeout`` in the function that the worker is running."""
+        self._ask(("signal", worker.pid, int(SOFT_SIGNAL)))
+
+    def _ask(self, message: Any, descriptor: socket.socket | None = None) -> Any:
+        with self._lock:
+            try:
+                send_message(self._control, message)
+                if descriptor is not None:
+                    socket.send_fds(self._control, [b"!"], [descriptor.fileno()])
+                return receive_message(self._control)
+            except (OSError, EOFError) as error:
+                self._process.kill()  # silent is as good as dead: its workers end with it
+                raise ForkServerDied(f"the reward fork server (pid {self.pid}) is gone: {error}") from error
+
+    def close(self) -> None:
+        """End the server and all workers; returns when they are gone."""
+        with self._lock:
+            self._control.close()
+        deadline = time.monotonic() + 5.0
+        while self._process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.005)
+        self._process.kill()
+        self._process.wait(timeout=5.0)
