@@ -16,8 +16,8 @@ from concurrent.futures import ProcessPoolExecutor
 
 from rlplatform.paths import remove_stale_build_locks, torch_extensions_dir
 
-# gloo's shared-memory collectives; CPUAdam (optimiser offload); the fused Adam that DeepSpeed picks on CPU.
-OPERATORS = ("ShareMemCommBuilder", "CPUAdamBuilder", "FusedAdamBuilder")
+# Shared-memory collectives, which every process group on CPU loads, and the optimiser for offloaded states.
+OPERATORS = ("ShareMemCommBuilder", "CPUAdamBuilder")
 
 
 def build(name: str) -> str | None:

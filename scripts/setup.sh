@@ -12,7 +12,7 @@ STAMP="$VENV/.setup-finished"
 
 # What the installation depends on. No Python starts here: an up-to-date set-up must not cost seconds.
 inputs() {
-    cat pyproject.toml requirements/*.txt scripts/setup.sh scripts/setup.py scripts/build_ops.py
+    cat pyproject.toml requirements/*.txt scripts/setup.sh scripts/set_up.py scripts/build_ops.py
     echo "extra=$EXTRA checkout=$(pwd -P)"
     grep '^version' "$VENV/pyvenv.cfg" 2>/dev/null || echo "no environment"
 }
@@ -48,5 +48,5 @@ if ! command -v c++ >/dev/null 2>&1 && ! command -v g++ >/dev/null 2>&1; then
     exit 1
 fi
 
-"$python" scripts/setup.py --venv "$VENV" --extra "$EXTRA"
+"$python" scripts/set_up.py --venv "$VENV" --extra "$EXTRA"
 key >"$STAMP"
