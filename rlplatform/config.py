@@ -45,7 +45,9 @@ class DataConfig(TrackedReads):
     answer: str = ""  # column handed to rewards as `answer`; "" = the column `answer` where there is one
     answer_regex: str = ""  # first group (or the match) becomes the answer, e.g. '#### (.+)'
     system: str = ""  # system message put before every string prompt
-    template: str = ""  # python format string over the row's columns, e.g. '{prompt}\nAnswer in \\boxed{{}}.'; "" = as is
+    template: str = (
+        ""  # python format string over the row's columns, e.g. '{prompt}\nAnswer in \\boxed{{}}.'; "" = as is
+    )
     columns: dict[str, str] = field(default_factory=dict)  # rename: new name -> column of the file
     chat: bool = True  # False: the prompt string is given to the model as it is, without the chat template
     enable_thinking: bool = True  # False: the chat template opens an empty think block
@@ -111,6 +113,7 @@ class RewardConfig(TrackedReads):
     timeout_s: float = 10.0  # per row; a batch gets one deadline, then is repeated row by row
     max_error_rate: float = 0.2  # share of verdicts of one step with status error or timeout that stops the run
     call_timeout_s: float = 300.0
+    shuffle_control: bool = False  # control experiment: verdicts permuted inside each group; such a run must not learn
 
     def __post_init__(self) -> None:
         _require(self.timeout_s > 0, f"reward.timeout_s: expected > 0, got {self.timeout_s}")
@@ -211,6 +214,7 @@ class EvaluationConfig(TrackedReads):
     every: int = 0  # steps; 0 = only first and last
     num_samples: int = 1  # per problem; > 1 gives pass@k
     temperature: float = 1.0
+    greedy: bool = False  # also one greedy sample a problem
     metric: str = ""  # the reward part that counts as accuracy; "" = the first function
 
 
@@ -279,6 +283,11 @@ class RLConfig(TrackedReads):
         _require(
             self.group_size <= self.rollout.max_num_seqs,
             f"group_size={self.group_size}: expected at most rollout.max_num_seqs={self.rollout.max_num_seqs}",
+        )
+        _require(
+            not (self.algorithm.dynamic_sampling and self.max_lag),
+            "algorithm.dynamic_sampling with max_lag > 0: refills would make the prompt order depend on timing, and a "
+            "resumed run would differ; set max_lag=0 or dynamic_sampling=false",
         )
         if self.algorithm.overlong_buffer:
             _require(

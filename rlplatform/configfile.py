@@ -33,12 +33,19 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         raise ConfigError(f"{path}: expected YAML, got an error: {error}") from error
     if not isinstance(raw, DictConfig):
         raise ConfigError(f"{path}: expected a mapping of keys, got {type(raw).__name__}")
+    return load_values(raw, overrides, where=str(path))
+
+
+def load_values(
+    values: Mapping[str, Any] | DictConfig, overrides: Sequence[str] = (), *, where: str = "config"
+) -> RunConfig:
+    """As ``load``, from values at hand."""
     for text in overrides:
         key, separator, _ = text.partition("=")
         if not separator or not key:
             raise ConfigError(f"override {text!r}: expected key=value, e.g. optimizer.lr=1e-5")
-    merged = OmegaConf.merge(raw, OmegaConf.from_dotlist(list(overrides)))
-    return build(OmegaConf.to_container(merged, resolve=False), where=str(path))  # type: ignore[arg-type]
+    merged = OmegaConf.merge(OmegaConf.create(values), OmegaConf.from_dotlist(list(overrides)))  # type: ignore[arg-type]
+    return build(OmegaConf.to_container(merged, resolve=False), where=where)  # type: ignore[arg-type]
 
 
 def build(raw: Mapping[str, Any], *, where: str) -> RunConfig:
@@ -88,7 +95,7 @@ def stages(recipe: RecipeConfig) -> dict[str, RunConfig]:
 
 
 def inputs(config: Any) -> list[str]:
-    """Names of the stages a configuration takes its model or data from (values ``stage:NAME`` or ``stage:NAME/part``)."""
+    """Names of the stages a configuration takes its model or data from (``stage:NAME``, ``stage:NAME/part``)."""
     found: list[str] = []
 
     def walk(value: Any) -> None:
@@ -121,15 +128,17 @@ def difference_to_defaults(config: RunConfig) -> dict[str, Any]:
     """Dotted keys whose value is not the default's -> value."""
     default = OmegaConf.to_container(OmegaConf.structured(type(config)), resolve=False)
     return {
-        key: value for key, value in _flat(to_dict(config)).items() if value != _flat(default).get(key)  # type: ignore[arg-type]
+        key: value
+        for key, value in flat(to_dict(config)).items()
+        if value != flat(default).get(key)  # type: ignore[arg-type]
     }
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     out: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping) and value:
-            out.update(_flat(value, f"{prefix}{key}."))
+            out.update(flat(value, f"{prefix}{key}."))
         else:
             out[f"{prefix}{key}"] = value
     return out
@@ -153,13 +162,17 @@ def derived(config: RunConfig) -> list[tuple[str, str]]:
             ),
             (
                 "groups an engine runs at once",
-                f"{config.rollout.max_num_seqs} / {config.group_size} = {config.rollout.max_num_seqs // config.group_size}",
+                f"{config.rollout.max_num_seqs} / {config.group_size} = "
+                f"{config.rollout.max_num_seqs // config.group_size}",
             ),
         ]
     if isinstance(config, SFTConfig):
         return [
             ("tokens a rank and step", f"{config.tokens_per_step} / {config.learner.num_workers} ranks"),
-            ("tokens in all", f"{config.num_steps} x {config.tokens_per_step} = {config.num_steps * config.tokens_per_step}"),
+            (
+                "tokens in all",
+                f"{config.num_steps} x {config.tokens_per_step} = {config.num_steps * config.tokens_per_step}",
+            ),
         ]
     return []
 

@@ -284,3 +284,10 @@ class ShuffledPrompts:
                 "use the same data and seed, or start a fresh run"
             )
         self._drawn, self._step, self._index = int(state["drawn"]), -1, 0
+
+
+def text_of(prompt: Any) -> str:
+    """The text of a prompt value, e.g. to train a tokenizer on: a string, or the contents of messages, a line each."""
+    if isinstance(prompt, str):
+        return prompt
+    return "\n".join(str(message["content"]) for message in prompt)

@@ -33,22 +33,60 @@ REGISTRY: tuple[Metric, ...] = (
     Metric("reward/mean", "reward", "mean", "rollouts with an ok verdict", "what the policy earns; watch this first"),
     Metric("reward/std", "reward", "standard deviation", "rollouts with an ok verdict", "spread over all groups"),
     Metric("reward/trained_mean", "reward", "mean", USED, "the same after groups were dropped: what the loss sees"),
-    Metric("reward/part/{part}", "reward", "mean", "rollouts with an ok verdict", "one reward function, before its weight"),
-    Metric("reward/pass_at_group", "share", "mean over groups", ALL, "groups whose best rollout has the highest reward seen in the step's maximum range: pass@group_size"),
-    Metric("verdict/{part}", "count", "sum", ALL, "verdicts by status; what is not ok reaches neither statistics nor loss"),
+    Metric(
+        "reward/part/{part}", "reward", "mean", "rollouts with an ok verdict", "one reward function, before its weight"
+    ),
+    Metric(
+        "reward/pass_at_group",
+        "share",
+        "mean over groups",
+        ALL,
+        "groups whose best rollout has the highest reward seen in the step's maximum range: pass@group_size",
+    ),
+    Metric(
+        "verdict/{part}", "count", "sum", ALL, "verdicts by status; what is not ok reaches neither statistics nor loss"
+    ),
     Metric("groups/total", "count", "sum", "groups of the step", "groups that came back scored"),
     Metric("groups/kept", "count", "sum", "groups of the step", "groups trained on"),
-    Metric("groups/zero_variance", "count", "sum", "groups of the step", "groups whose rewards are all equal: no gradient"),
-    Metric("groups/all_min", "count", "sum", "groups of the step", "zero-variance groups at the lowest reward of the step: too hard"),
-    Metric("groups/all_max", "count", "sum", "groups of the step", "zero-variance groups at the highest reward of the step: too easy"),
+    Metric(
+        "groups/zero_variance", "count", "sum", "groups of the step", "groups whose rewards are all equal: no gradient"
+    ),
+    Metric(
+        "groups/all_min",
+        "count",
+        "sum",
+        "groups of the step",
+        "zero-variance groups at the lowest reward of the step: too hard",
+    ),
+    Metric(
+        "groups/all_max",
+        "count",
+        "sum",
+        "groups of the step",
+        "zero-variance groups at the highest reward of the step: too easy",
+    ),
     Metric("groups/too_small", "count", "sum", "groups of the step", "groups with fewer than two usable rollouts"),
-    Metric("groups/acceptance", "share", "kept / total", "groups of the step", "how much of the sampling is trained on"),
+    Metric(
+        "groups/acceptance", "share", "kept / total", "groups of the step", "how much of the sampling is trained on"
+    ),
     Metric("sampling/rounds", "count", "last", "the step", "rounds of sampling, refills by dynamic sampling included"),
     Metric("rollout/length_mean", "tokens", "mean", ALL, "completion length, truncated ones included"),
     Metric("rollout/length_max", "tokens", "max", ALL, "longest completion"),
-    Metric("rollout/terminated_length_mean", "tokens", "mean", "rollouts that met a stop id", "length without truncated ones"),
+    Metric(
+        "rollout/terminated_length_mean",
+        "tokens",
+        "mean",
+        "rollouts that met a stop id",
+        "length without truncated ones",
+    ),
     Metric("rollout/truncated_share", "share", "mean", ALL, "cut by sampling.max_new_tokens, as the engine says"),
-    Metric("rollout/duplicate_share", "share", "1 - distinct / all, mean over groups", ALL, "identical completions in a group"),
+    Metric(
+        "rollout/duplicate_share",
+        "share",
+        "1 - distinct / all, mean over groups",
+        ALL,
+        "identical completions in a group",
+    ),
     Metric("rollout/rejected", "count", "sum", ALL, "left out for a missing logprob or an aborted request"),
     Metric("rollout/truncated_dropped", "count", "sum", ALL, "left out of the loss by algorithm.drop_truncated"),
     Metric("rollout/not_ok_dropped", "count", "sum", ALL, "left out because their verdict is not ok"),
@@ -56,22 +94,50 @@ REGISTRY: tuple[Metric, ...] = (
     Metric("lag/mean", "versions", "mean over tokens", ALL, "how many publishes ago a token was sampled"),
     Metric("lag/max", "versions", "max over tokens", ALL, "never above max_lag"),
     Metric("loss/total", "nats", "sum / global denominator", TOKENS, "what was minimised"),
-    Metric("loss/policy", "nats", "sum / global denominator", TOKENS, "the policy gradient's surrogate; its value says little"),
+    Metric(
+        "loss/policy",
+        "nats",
+        "sum / global denominator",
+        TOKENS,
+        "the policy gradient's surrogate; its value says little",
+    ),
     Metric("loss/kl", "nats", "sum / global denominator", TOKENS, "KL to the reference, before its coefficient"),
-    Metric("policy/entropy", "nats a token", "mean", TOKENS, "of the policy's next-token distribution; falling to 0 is collapse"),
+    Metric(
+        "policy/entropy",
+        "nats a token",
+        "mean",
+        TOKENS,
+        "of the policy's next-token distribution; falling to 0 is collapse",
+    ),
     Metric("policy/kl_ref", "nats a token", "mean", TOKENS, "k3 estimate of KL(policy || reference)"),
     Metric("policy/ratio_mean", "ratio", "mean", TOKENS, "new / old probability; 1 on the first optimiser step"),
     Metric("policy/clip_low_share", "share", "mean", TOKENS, "tokens whose ratio was clipped from below"),
     Metric("policy/clip_high_share", "share", "mean", TOKENS, "tokens whose ratio was clipped from above"),
-    Metric("mismatch/abs_logprob_diff_mean", "nats", "mean", TOKENS, "|learner - sampler| on the same weights; fp32: about 1e-6"),
+    Metric(
+        "mismatch/abs_logprob_diff_mean",
+        "nats",
+        "mean",
+        TOKENS,
+        "|learner - sampler| on the same weights; fp32: about 1e-6",
+    ),
     Metric("mismatch/abs_logprob_diff_max", "nats", "max", TOKENS, "the worst token"),
     Metric("mismatch/kl_k3", "nats a token", "mean", TOKENS, "k3 estimate of KL(sampler || learner)"),
-    Metric("mismatch/importance_ratio_mean", "ratio", "mean", TOKENS, "learner / sampler probability; 1 when they agree"),
-    Metric("mismatch/effective_sample_size", "share", "(sum w)^2 / (n sum w^2)", TOKENS, "1 when sampler and learner agree"),
+    Metric(
+        "mismatch/importance_ratio_mean", "ratio", "mean", TOKENS, "learner / sampler probability; 1 when they agree"
+    ),
+    Metric(
+        "mismatch/effective_sample_size", "share", "(sum w)^2 / (n sum w^2)", TOKENS, "1 when sampler and learner agree"
+    ),
     Metric("mismatch/truncated_share", "share", "mean", TOKENS, "importance weights cut at algorithm.importance_cap"),
     Metric("optimizer/lr", "1", "last", "the step", "learning rate of the last optimiser step"),
     Metric("optimizer/grad_norm", "1", "last", "the step", "before clipping"),
-    Metric("optimizer/skipped_steps", "count", "sum since start", "the run", "optimiser steps skipped for a non-finite gradient"),
+    Metric(
+        "optimizer/skipped_steps",
+        "count",
+        "sum since start",
+        "the run",
+        "optimiser steps skipped for a non-finite gradient",
+    ),
     Metric("optimizer/steps", "count", "sum since start", "the run", "optimiser steps taken"),
     Metric("learner/tokens", "tokens", "sum", USED, "tokens the learner computed on, prompts included"),
     Metric("learner/loss_tokens", "tokens", "sum", TOKENS, "the token-mean denominator"),
@@ -79,19 +145,37 @@ REGISTRY: tuple[Metric, ...] = (
     Metric("learner/seconds", "s", "sum", "the step", "time in update"),
     Metric("learner/tokens_per_s", "tokens/s", "tokens / seconds", "the step", "training throughput"),
     Metric("generate/tokens", "tokens", "sum", ALL, "completion tokens sampled"),
-    Metric("generate/tokens_per_s", "tokens/s", "tokens / busy seconds", ALL, "throughput while at least one request was running"),
+    Metric(
+        "generate/tokens_per_s",
+        "tokens/s",
+        "tokens / busy seconds",
+        ALL,
+        "throughput while at least one request was running",
+    ),
     Metric("generate/busy_seconds", "s", "sum", "the step", "time with at least one request running"),
     Metric("generate/prefix_hit_share", "share", "hits / queries", ALL, "prompt tokens found in the prefix cache"),
     Metric("generate/restarts", "count", "sum since start", "the run", "rollout workers restarted"),
     Metric("generate/requeued", "count", "sum since start", "the run", "groups sampled again after a worker was lost"),
     Metric("score/seconds_p50", "s", "median", ALL, "time to grade one rollout"),
     Metric("score/seconds_p99", "s", "99th percentile", ALL, "the slow ones"),
-    Metric("score/error_rate", "share", "mean", ALL, "verdicts with status error or timeout; reward.max_error_rate stops the run"),
+    Metric(
+        "score/error_rate",
+        "share",
+        "mean",
+        ALL,
+        "verdicts with status error or timeout; reward.max_error_rate stops the run",
+    ),
     Metric("score/restarts", "count", "sum since start", "the run", "reward workers or their children restarted"),
     Metric("score/custom/{part}", "1", "mean", ALL, "what a reward function logged with log_metric"),
     Metric("publish/seconds", "s", "sum", "the step", "pause, send, reset prefix cache, verify, resume"),
     Metric("publish/bytes", "bytes", "last", "the step", "weights sent to each engine"),
-    Metric("publish/verified_tensors", "count", "last", "the step", "tensors compared exactly with what the engine computes with"),
+    Metric(
+        "publish/verified_tensors",
+        "count",
+        "last",
+        "the step",
+        "tensors compared exactly with what the engine computes with",
+    ),
     Metric("publish/probed_tensors", "count", "last", "the step", "tensors compared through probes"),
     Metric("parity/abs_logprob_diff_mean", "nats", "mean", "step 0", "the parity gate's measure"),
     Metric("parity/abs_logprob_diff_max", "nats", "max", "step 0", "the worst token of the parity gate"),
@@ -99,13 +183,29 @@ REGISTRY: tuple[Metric, ...] = (
     Metric("memory/learner_rss_gib", "GiB", "max over ranks", "the step", "resident memory of a learner process"),
     Metric("memory/rollout_rss_gib", "GiB", "max over workers", "the step", "resident memory of a rollout worker"),
     Metric("eval/accuracy", "share", "mean", "held-out problems x samples", "pass@1 sampled: the number to believe"),
-    Metric("eval/accuracy_ci95", "share", "1.96 x standard error over problems", "held-out problems", "half width of the 95 % interval"),
-    Metric("eval/pass_at_{part}", "share", "mean over problems", "held-out problems", "at least one of k samples is right (unbiased estimator)"),
+    Metric(
+        "eval/accuracy_ci95",
+        "share",
+        "1.96 x standard error over problems",
+        "held-out problems",
+        "half width of the 95 % interval",
+    ),
+    Metric(
+        "eval/pass_at_{part}",
+        "share",
+        "mean over problems",
+        "held-out problems",
+        "at least one of k samples is right (unbiased estimator)",
+    ),
     Metric("eval/greedy_accuracy", "share", "mean", "held-out problems", "one greedy sample a problem"),
-    Metric("eval/part/{part}", "share", "mean", "held-out problems x samples", "one reward function on held-out problems"),
+    Metric(
+        "eval/part/{part}", "share", "mean", "held-out problems x samples", "one reward function on held-out problems"
+    ),
     Metric("eval/length_mean", "tokens", "mean", "held-out problems x samples", "completion length"),
     Metric("eval/truncated_share", "share", "mean", "held-out problems x samples", "cut by max_new_tokens"),
-    Metric("eval/not_ok", "count", "sum", "held-out problems x samples", "verdicts that are not ok; they count as wrong"),
+    Metric(
+        "eval/not_ok", "count", "sum", "held-out problems x samples", "verdicts that are not ok; they count as wrong"
+    ),
     Metric("time/{part}", "s", "sum", "the step", "seconds in a phase of the loop"),
     Metric("time/step", "s", "sum", "the step", "the whole step, evaluation and saving included"),
     Metric("samples_per_s", "rollouts/s", "rollouts / seconds", "the step", "without evaluation and saving"),
@@ -126,15 +226,21 @@ def markdown() -> str:
     lines = [
         "# Metrics",
         "",
-        "Made from `rlplatform/metrics.py` by `python -m rlplatform.metrics`; a test compares the two. `{part}` stands for a",
-        "name, e.g. of a reward function. Watch `eval/accuracy`, `reward/mean`, `policy/entropy`,",
+        "Made from `rlplatform/metrics.py` by `python -m rlplatform.metrics`; a test compares the two. `{part}` stands",
+        "for a name, e.g. of a reward function. Watch `eval/accuracy`, `reward/mean`, `policy/entropy`,",
         "`rollout/truncated_share` and `mismatch/abs_logprob_diff_mean` first.",
         "",
         "| metric | unit | reduction | over | meaning |",
         "|---|---|---|---|---|",
     ]
     lines += [f"| `{m.name}` | {m.unit} | {m.reduction} | {m.rows} | {m.meaning} |" for m in REGISTRY]
-    return "\n".join(lines).replace("|learner - sampler|", "abs(learner - sampler)").replace("(policy || ", "(policy, ").replace("(sampler || ", "(sampler, ") + "\n"
+    return (
+        "\n".join(lines)
+        .replace("|learner - sampler|", "abs(learner - sampler)")
+        .replace("(policy || ", "(policy, ")
+        .replace("(sampler || ", "(sampler, ")
+        + "\n"
+    )
 
 
 def rollout_metrics(scored: Sequence[ScoredGroup], kept: Sequence[ScoredGroup], *, version: int) -> Metrics:
@@ -156,7 +262,9 @@ def rollout_metrics(scored: Sequence[ScoredGroup], kept: Sequence[ScoredGroup], 
         metrics["reward/trained_mean"] = float(np.mean(used))
     if rollouts:
         metrics |= _length_metrics(rollouts)
-        metrics["rollout/duplicate_share"] = float(np.mean([_duplicates(g.group.rollouts) for g in scored if g.verdicts]))
+        metrics["rollout/duplicate_share"] = float(
+            np.mean([_duplicates(g.group.rollouts) for g in scored if g.verdicts])
+        )
         lags = np.concatenate([version - rollout.policy_version[rollout.loss_mask] for rollout in rollouts])
         if len(lags):
             metrics["lag/mean"], metrics["lag/max"] = float(lags.mean()), float(lags.max())

@@ -39,19 +39,22 @@ def train(
             kept, scored, metrics = batches.next(step)
         tracker.record(scored, step=step)
         with tracker.phase("train"):
-            batch = make_batch(
-                kept,
-                advantage=config.algorithm.advantage,
-                drop_truncated=config.algorithm.drop_truncated,
-                max_new_tokens=config.sampling.max_new_tokens,
-                overlong_buffer=config.algorithm.overlong_buffer,
-                overlong_penalty=config.algorithm.overlong_penalty,
-            )
+            batch = make_batch(kept, advantage=config.algorithm.advantage, **shaping(config))
             metrics |= rollout_metrics(scored, kept, version=step)
             metrics |= learner.update(learner.add_logprobs(batch))
         with tracker.phase("publish"):
             metrics |= learner.publish()
         tracker.end_step(learner.version, metrics | generator.metrics() | scorer.metrics(), batches.state(step + 1))
+
+
+def shaping(config: RLConfig) -> dict[str, Any]:
+    """What decides which rollouts count and what they earn, for ``drop_zero_variance`` and ``make_batch`` alike."""
+    return {
+        "drop_truncated": config.algorithm.drop_truncated,
+        "max_new_tokens": config.sampling.max_new_tokens,
+        "overlong_buffer": config.algorithm.overlong_buffer,
+        "overlong_penalty": config.algorithm.overlong_penalty,
+    }
 
 
 class Batches:
@@ -77,9 +80,7 @@ class Batches:
         rounds, empty = 1, 0
         while True:
             scored = self._wait(step)
-            kept, counts = drop_zero_variance(
-                scored, drop=algorithm.drop_zero_variance, drop_truncated=algorithm.drop_truncated
-            )
+            kept, counts = drop_zero_variance(scored, drop=algorithm.drop_zero_variance, **shaping(config))
             missing = config.prompts_per_step - len(kept) if algorithm.dynamic_sampling or not kept else 0
             if missing and algorithm.dynamic_sampling and rounds <= algorithm.max_sampling_rounds:
                 rounds += 1

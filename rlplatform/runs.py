@@ -1,15 +1,15 @@
 """The run directory: what lies where, and the readers `inspect` and the report use.
 
-    runs/NAME/
-      config.yaml  config_diff.yaml  versions.json     what ran
-      metrics.jsonl  tensorboard/                       numbers, a line a step
-      rollouts/step-000012.parquet                      every rollout: text, ids, verdict parts, status, finish, version
-      eval/step-000012.parquet                          held-out rollouts
-      dropped_prompts.jsonl                             prompts left out for their length
-      checkpoints/step-000012/                          see checkpoint.py
-      model/                                            the exported Hugging Face folder
-      logs/                                             one file an actor
-      report/                                           plots, HTML page
+runs/NAME/
+  config.yaml  config_diff.yaml  versions.json     what ran
+  metrics.jsonl  tensorboard/                       numbers, a line a step
+  rollouts/step-000012.parquet                      every rollout: text, ids, verdict parts, status, finish, version
+  eval/step-000012.parquet                          held-out rollouts
+  dropped_prompts.jsonl                             prompts left out for their length
+  checkpoints/step-000012/                          see checkpoint.py
+  model/                                            the exported Hugging Face folder
+  logs/                                             one file an actor
+  report/                                           plots, HTML page
 """
 
 from __future__ import annotations
@@ -88,7 +88,9 @@ class RunFolder:
         """Record what runs: the resolved config, its difference to the defaults, versions."""
         self.logs.mkdir(parents=True, exist_ok=True)
         write_atomically(self.path / "config.yaml", to_yaml(config))
-        write_atomically(self.path / "config_diff.yaml", yaml.safe_dump(difference_to_defaults(config), sort_keys=False))
+        write_atomically(
+            self.path / "config_diff.yaml", yaml.safe_dump(difference_to_defaults(config), sort_keys=False)
+        )
         write_atomically(self.path / "versions.json", json.dumps(versions(), indent=1))
 
     def save_json(self, name: str, value: Any) -> Path:

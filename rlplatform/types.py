@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -221,4 +222,4 @@ class GenerationRequest:
 
 def rows(cu_seqlens: np.ndarray) -> Sequence[slice]:
     """The slice of each row of a packed batch."""
-    return [slice(int(a), int(b)) for a, b in zip(cu_seqlens[:-1], cu_seqlens[1:], strict=True)]
+    return [slice(int(a), int(b)) for a, b in pairwise(cu_seqlens)]

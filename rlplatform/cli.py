@@ -1,0 +1,179 @@
+"""The command line. Exit codes: 0 done; 1 the run stopped or a check failed; 2 the command or its config is wrong."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from rlplatform.config import ConfigError
+from rlplatform.roles import RunStopped, StallError
+
+app = typer.Typer(
+    help="Train reasoning models with reinforcement learning on Ray, vLLM and DeepSpeed.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+reward_app = typer.Typer(help="Work with reward functions.", no_args_is_help=True)
+app.add_typer(reward_app, name="reward")
+
+STOPPED, WRONG = 1, 2
+
+
+def _guarded(action: Callable[[], Any]) -> Any:
+    """Errors that speak for themselves are printed without a traceback."""
+    try:
+        return action()
+    except ConfigError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(WRONG) from error
+    except (RunStopped, StallError) as error:
+        typer.echo(f"stopped: {error}", err=True)
+        raise typer.Exit(STOPPED) from error
+
+
+@app.command()
+def run(
+    config: Annotated[Path, typer.Argument(help="A YAML file, e.g. configs/recipe/demo.yaml.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value …, e.g. optimizer.lr=1e-5")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print resolved config, batch arithmetic and placement; start nothing.")
+    ] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Remove the run folder and start over.")] = False,
+    smoke: Annotated[bool, typer.Option("--smoke", help="The same path, two steps a stage, few problems.")] = False,
+) -> None:
+    """Run a config. The same command again continues an interrupted run."""
+    from rlplatform.configfile import load
+
+    loaded = _guarded(lambda: load(config, overrides or []))
+    if smoke:
+        from rlplatform.smoke import shorten
+
+        loaded = _guarded(lambda: shorten(loaded))
+    if dry_run:
+        from rlplatform.dryrun import show
+
+        _guarded(lambda: show(loaded))
+        return
+    from rlplatform.pipeline import run_config
+
+    _guarded(lambda: run_config(loaded, fresh=fresh))
+
+
+@app.command("eval")
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A Hugging Face folder or hub id.")],
+    data: Annotated[str, typer.Option(help="JSONL, parquet, folder or hub id with held-out problems.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value … of configs of kind eval")] = None,
+    reward: Annotated[list[str] | None, typer.Option(help="Reward function(s); the first is the accuracy.")] = None,
+    num_samples: Annotated[int, typer.Option("-n", "--num-samples", help="Samples a problem, for pass@k.")] = 4,
+    out: Annotated[str, typer.Option(help="Folder for results.json and the rollouts.")] = "runs/eval",
+) -> None:
+    """Held-out pass@1 and pass@k of a model, sampled on the vLLM fleet and graded by a reward function."""
+    from rlplatform.configfile import load_values
+    from rlplatform.pipeline import run_config
+
+    values = {
+        "kind": "eval",
+        "run_dir": out,
+        "num_samples": num_samples,
+        "model": {"path": model},
+        "data": {"path": data},
+        "reward": {"functions": dict.fromkeys(reward or ["math"], 1.0)},
+    }
+    _guarded(lambda: run_config(load_values(values, overrides or []), fresh=True))
+
+
+@app.command()
+def inspect(
+    run_dir: Annotated[Path, typer.Argument(help="A run folder, e.g. runs/demo/rl.")],
+    step: Annotated[int | None, typer.Option(help="Only this step.")] = None,
+    status: Annotated[str | None, typer.Option(help="Only verdicts of this status, e.g. timeout.")] = None,
+    sort: Annotated[str, typer.Option(help="best, worst, longest, or order (as sampled).")] = "best",
+    rows: Annotated[int, typer.Option("-n", "--rows", help="How many rollouts to show.")] = 5,
+    held_out: Annotated[bool, typer.Option("--held-out", help="The evaluation's rollouts.")] = False,
+) -> None:
+    """Look at rollouts: best, worst, by step, by status, and how the run went."""
+    from rlplatform.inspection import show
+
+    _guarded(lambda: show(run_dir, step=step, status=status, sort=sort, rows=rows, held_out=held_out))
+
+
+@app.command()
+def doctor() -> None:
+    """Check this machine: python, torch, vLLM, DeepSpeed's op, Ray, sandbox, shared memory, disk."""
+    from rlplatform.doctor import render, run_checks
+
+    checks = run_checks()
+    render(checks)
+    raise typer.Exit(0 if all(check.ok for check in checks) else STOPPED)
+
+
+@app.command()
+def submit(
+    config: Annotated[Path, typer.Argument(help="A YAML file inside --working-dir.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value …")] = None,
+    address: Annotated[str, typer.Option(help="The head's dashboard address.")] = "http://127.0.0.1:8265",
+    working_dir: Annotated[Path, typer.Option(help="The folder to ship.")] = Path(),
+    python: Annotated[str, typer.Option(help="Interpreter on the cluster; empty = this one, if the head has it.")] = "",
+    exclude: Annotated[list[str] | None, typer.Option(help="Pattern to leave out; may be given again.")] = None,
+    max_mib: Annotated[float, typer.Option(help="Refuse to ship more than this.")] = 100.0,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Return once the job is accepted.")] = False,
+    smoke: Annotated[bool, typer.Option("--smoke", help="Two steps a stage.")] = False,
+) -> None:
+    """Run a config as a Ray job: ships the folder, streams the logs, returns the job's exit code."""
+    from rlplatform.submit import submit as submit_job
+
+    code = _guarded(
+        lambda: submit_job(
+            config,
+            overrides or [],
+            address,
+            working_dir=working_dir,
+            entrypoint_args=["--smoke"] if smoke else [],
+            excludes=exclude or [],
+            max_mib=max_mib,
+            no_wait=no_wait,
+            python=python,
+        )
+    )
+    raise typer.Exit(code)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    import rlplatform
+
+    typer.echo(rlplatform.__version__)
+
+
+@reward_app.command("test")
+def reward_test(
+    function: Annotated[str, typer.Argument(help="A name (math, format), package.module:fn, or path/file.py:fn.")],
+    data: Annotated[Path, typer.Option(help="JSONL rows with `completion` and any columns, e.g. prompt, answer.")],
+    out: Annotated[Path | None, typer.Option(help="Where the verdicts go, one JSON row each.")] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds a row may take.")] = 10.0,
+    rows: Annotated[int, typer.Option(help="Only the first N rows; 0 = all.")] = 0,
+) -> None:
+    """Grade completions in a file: no model, no cluster. Exit code 0 when every row got a verdict."""
+    from rlplatform.reward_test import run_reward_test
+
+    raise typer.Exit(_guarded(lambda: run_reward_test(function, data, out, timeout, rows)))
+
+
+def main() -> None:
+    logging.basicConfig(
+        level=os.environ.get("RLPLATFORM_LOG_LEVEL", "WARNING"), format="%(levelname)s %(name)s: %(message)s"
+    )
+    app(prog_name="rlplatform")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

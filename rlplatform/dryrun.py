@@ -1,0 +1,35 @@
+"""``run --dry-run``: what would run, and what it would ask for. Starts nothing."""
+
+from __future__ import annotations
+
+import os
+
+from rich.console import Console
+from rich.syntax import Syntax
+from rich.table import Table
+
+from rlplatform.config import RecipeConfig, RunConfig
+from rlplatform.configfile import derived, difference_to_defaults, placement, stages, to_yaml
+
+
+def show(config: RunConfig) -> None:
+    """Print the resolved config, the batch arithmetic and the placement, stage by stage for a recipe."""
+    console = Console()
+    parts = stages(config) if isinstance(config, RecipeConfig) else {config.name: config}
+    for name, part in parts.items():
+        console.rule(f"{name} ({part.kind})")
+        console.print(Syntax(to_yaml(part), "yaml", background_color="default"))
+        changed = difference_to_defaults(part)
+        console.print(f"{len(changed)} keys differ from the defaults: {', '.join(changed)}\n")
+        if arithmetic := derived(part):
+            table = Table("quantity", "value", title="derived")
+            for row in arithmetic:
+                table.add_row(*row)
+            console.print(table)
+        if wanted := placement(part):
+            table = Table("actor", "count", "CPUs each", "GPUs each", title="placement")
+            for actor, count, cpus, gpus in wanted:
+                table.add_row(actor, str(count), f"{cpus:g}", f"{gpus:g}")
+            total = sum(count * cpus for _, count, cpus, _ in wanted)
+            table.caption = f"{total:g} CPUs in all; this machine has {os.cpu_count()}"
+            console.print(table)

@@ -1,0 +1,343 @@
+"""The composition root: configuration -> placement -> actors -> ``rl_loop.train``. Nothing else is decided here."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rlplatform import checkpoint
+from rlplatform.config import ConfigError, DataConfig, EvalConfig, RLConfig, SamplingConfig
+from rlplatform.configfile import to_dict
+from rlplatform.data import PromptSet, ShuffledPrompts, load_prompts
+from rlplatform.evaluation.runner import Evaluation, evaluate
+from rlplatform.rl_loop import train
+from rlplatform.roles import Scorer
+from rlplatform.runs import RunFolder, write_atomically
+from rlplatform.trackers import RunTracker, Writers
+from rlplatform.types import Metrics, Prompt, RolloutGroup, SamplingParams, ScoredGroup
+
+if TYPE_CHECKING:
+    from actors.reward_service import RewardService
+    from actors.rollout_fleet import RolloutFleet
+
+LOGGER = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a finished run leaves behind."""
+
+    output: str  # the exported model's folder, or the dataset's
+    summary: Mapping[str, Any]
+
+
+# --- Ray ------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def ray_session() -> Iterator[None]:
+    """Ray for the length of a run: the cluster of RAY_ADDRESS (set inside Ray jobs), or a local one of its own."""
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")  # else every train.report blocks for 2 s
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    ray.init(
+        address=os.environ.get("RAY_ADDRESS") or "local",
+        include_dashboard=None if os.environ.get("RAY_ADDRESS") else False,
+        log_to_driver=False,  # actors write into the run's logs/
+        logging_level=logging.ERROR,
+        configure_logging=False,
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+# --- pieces ---------------------------------------------------------------------------------------------------------
+
+
+def sampling_params(config: SamplingConfig) -> SamplingParams:
+    return SamplingParams(
+        max_new_tokens=config.max_new_tokens,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        top_k=config.top_k,
+        min_p=config.min_p,
+        repetition_penalty=config.repetition_penalty,
+        presence_penalty=config.presence_penalty,
+        frequency_penalty=config.frequency_penalty,
+        stop_token_ids=tuple(config.stop_token_ids),
+    )
+
+
+def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> Any:
+    """The tokenizer of a model folder or hub id.
+
+    Raises:
+        ConfigError: nothing there to load.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except Exception as error:
+        raise ConfigError(
+            f"model.path={path!r}: no tokenizer loads from there: {type(error).__name__}: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def prompts_of(data: DataConfig, tokenizer: Any, folder: RunFolder, label: str) -> PromptSet:
+    """The prompts of a dataset; the ids of those too long are written down."""
+    prompt_set = load_prompts(data, tokenizer)
+    if prompt_set.too_long:
+        lines = [
+            json.dumps({"prompt_id": prompt_id, "tokens": tokens, "limit": data.max_prompt_tokens})
+            for prompt_id, tokens in prompt_set.too_long
+        ]
+        path = folder.path / f"dropped_prompts_{label}.jsonl"
+        write_atomically(path, "\n".join(lines) + "\n")
+        LOGGER.warning(
+            "%d prompts of %d longer than data.max_prompt_tokens=%d were left out; their ids: %s",
+            len(prompt_set.too_long),
+            len(prompt_set.too_long) + len(prompt_set.prompts),
+            data.max_prompt_tokens,
+            path,
+        )
+    return prompt_set
+
+
+class ShuffledRewards:
+    """A scorer that permutes verdicts inside each group: the control that must not learn."""
+
+    def __init__(self, scorer: Scorer, seed: int) -> None:
+        self._scorer, self._seed = scorer, seed
+
+    def submit(self, groups: Sequence[RolloutGroup], *, step: int) -> None:
+        self._scorer.submit(groups, step=step)
+
+    def poll(self, timeout_s: float) -> list[ScoredGroup]:
+        return [self._shuffled(scored) for scored in self._scorer.poll(timeout_s)]
+
+    def _shuffled(self, scored: ScoredGroup) -> ScoredGroup:
+        order = np.random.default_rng([self._seed, scored.group.step, scored.group.index])
+        verdicts = [scored.verdicts[i] for i in order.permutation(len(scored.verdicts))]
+        return replace(scored, verdicts=tuple(verdicts))
+
+    @property
+    def num_pending(self) -> int:
+        return self._scorer.num_pending
+
+    def metrics(self) -> Metrics:
+        return self._scorer.metrics()
+
+
+def evaluator(
+    prompts: Sequence[Prompt],
+    *,
+    fleet: RolloutFleet,
+    service: RewardService,
+    sampling: SamplingParams,
+    num_samples: int,
+    metric: str,
+    seed: int,
+    greedy: bool,
+    folder: RunFolder,
+) -> Callable[[int], Evaluation]:
+    """``evaluate(step)`` on live actors; its rollouts are recorded under eval/."""
+
+    def run(step: int) -> Evaluation:
+        result = evaluate(
+            prompts,
+            generate=lambda requests, params: fleet.generate(requests, sampling=params),
+            score=lambda groups: service.score(groups, step=step),
+            sampling=sampling,
+            num_samples=num_samples,
+            metric=metric,
+            seed=seed,
+            greedy=greedy,
+        )
+        folder.write_rollouts(result.sampled, step=step, kind="eval")
+        return result
+
+    return run
+
+
+# --- runs -----------------------------------------------------------------------------------------------------------
+
+
+def run_rl(config: RLConfig) -> Outcome:
+    """One reinforcement learning run, from its latest complete checkpoint if there is one.
+
+    Raises:
+        ConfigError: data, model or rewards cannot be used; nothing was started.
+        RunStopped, StallError: see ``rl_loop.train``.
+    """
+    from rewards.base import resolve
+
+    folder = RunFolder(config.run_dir)
+    folder.begin(config)
+    for name in config.reward.functions:
+        resolve(name)
+    tokenizer = load_tokenizer(config.model.path, trust_remote_code=config.model.trust_remote_code)
+    prompts = prompts_of(config.data, tokenizer, folder, "train")
+    held_out = prompts_of(config.evaluation.data, tokenizer, folder, "eval") if config.evaluation.data.path else None
+    stream = ShuffledPrompts(
+        prompts.prompts, seed=config.seed, group_size=config.group_size, shuffle=config.data.shuffle
+    )
+    found = checkpoint.latest(folder.checkpoints)
+    with ray_session(), ExitStack() as stack:
+        fleet, service, learner = _start(config, folder, stack)
+        if found is not None:
+            learner.load(str(found.learner))
+            stream.load_state_dict(found.state["prompts"])
+        sampling = sampling_params(config.sampling)
+        folder.save_json("sampling.json", {"effective": fleet.effective_sampling(), "neutral": sampling.neutral})
+        metric = config.evaluation.metric or next(iter(config.reward.functions))
+        held_out_evaluation = None
+        if held_out is not None:
+            held_out_evaluation = evaluator(
+                held_out.prompts,
+                fleet=fleet,
+                service=service,
+                sampling=replace(sampling, temperature=config.evaluation.temperature),
+                num_samples=config.evaluation.num_samples,
+                metric=metric,
+                seed=config.seed,
+                greedy=config.evaluation.greedy,
+                folder=folder,
+            )
+        writers = Writers(folder, config.tracker, name=config.name, settings=to_dict(config))
+        tracker = RunTracker(
+            folder,
+            name=config.name,
+            num_steps=config.num_steps,
+            learner=learner,
+            checkpoints=config.checkpoint,
+            writers=writers,
+            evaluate=(lambda step: held_out_evaluation(step).metrics) if held_out_evaluation else None,
+            evaluate_every=config.evaluation.every,
+            gate=_gate(config, prompts, fleet, learner) if config.publish.parity_gate else None,
+            record_rollouts=config.tracker.rollouts,
+        )
+        stack.callback(tracker.close)
+        began = time.perf_counter()
+        scorer: Scorer = ShuffledRewards(service, config.seed) if config.reward.shuffle_control else service
+        train(config=config, prompts=stream, generator=fleet, scorer=scorer, learner=learner, tracker=tracker)
+        learner.export(str(folder.model))
+        rows = folder.read_metrics()
+        summary = {
+            "seconds": round(time.perf_counter() - began, 1),
+            "steps": learner.version,
+            "before": {k: v for k, v in rows[0].items() if k.startswith("eval/")} if rows else {},
+            "after": {k: v for k, v in rows[-1].items() if k.startswith("eval/")} if rows else {},
+            "problems": len(held_out.prompts) if held_out else 0,
+        }
+        return Outcome(str(folder.model), summary)
+
+
+def _start(config: RLConfig, folder: RunFolder, stack: ExitStack) -> tuple[Any, Any, Any]:
+    """Fleet, reward service and learner, started side by side; closed in reverse order with the stack."""
+    from actors.learner import LearnerGroup
+    from actors.reward_service import RewardService
+    from actors.rollout_fleet import RolloutFleet
+    from actors.weight_sync import WeightSync
+
+    os.environ["RLPLATFORM_LOG_DIR"] = str(folder.logs.resolve())
+    with ThreadPoolExecutor(3) as pool:
+        starts = [
+            pool.submit(
+                RolloutFleet,
+                config.model.path,
+                config.model,
+                config.rollout,
+                sampling_params(config.sampling),
+                config.max_model_len,
+                config.seed,
+            ),
+            pool.submit(RewardService, config.reward),
+            pool.submit(LearnerGroup, config, config.model.path, dump_dir=str(folder.path.resolve())),
+        ]
+        started, errors = [], []
+        for future in starts:
+            try:
+                actor = future.result()
+                stack.callback(actor.close)
+                started.append(actor)
+            except Exception as error:  # close what did start, then raise
+                errors.append(error)
+    if errors:
+        raise errors[0]
+    fleet, service, learner = started
+    learner.attach(WeightSync(fleet, config.publish))
+    return fleet, service, learner
+
+
+def _gate(config: RLConfig, prompts: PromptSet, fleet: Any, learner: Any) -> Callable[[], Metrics]:
+    from actors.parity import parity_gate
+
+    return lambda: parity_gate(
+        learner,
+        fleet,
+        prompts.prompts,
+        dtype=config.model.dtype,
+        tolerance=config.publish.parity_tolerance,
+        seed=config.seed,
+    )
+
+
+def run_eval(config: EvalConfig) -> Outcome:
+    """Held-out pass@1 and pass@k of a model; ``results.json`` holds everything needed to repeat it."""
+    from actors.reward_service import RewardService
+    from actors.rollout_fleet import RolloutFleet
+    from rewards.base import resolve
+
+    folder = RunFolder(config.run_dir)
+    folder.begin(config)
+    for name in config.reward.functions:
+        resolve(name)
+    tokenizer = load_tokenizer(config.model.path, trust_remote_code=config.model.trust_remote_code)
+    prompts = prompts_of(config.data, tokenizer, folder, "eval")
+    sampling = sampling_params(config.sampling)
+    length = config.model.max_model_len or config.data.max_prompt_tokens + config.sampling.max_new_tokens
+    os.environ["RLPLATFORM_LOG_DIR"] = str(folder.logs.resolve())
+    with ray_session(), ExitStack() as stack:
+        fleet = RolloutFleet(config.model.path, config.model, config.rollout, sampling, length, config.seed)
+        stack.callback(fleet.close)
+        service = RewardService(config.reward)
+        stack.callback(service.close)
+        result = evaluator(
+            prompts.prompts,
+            fleet=fleet,
+            service=service,
+            sampling=sampling,
+            num_samples=config.num_samples,
+            metric=config.metric or next(iter(config.reward.functions)),
+            seed=config.seed,
+            greedy=config.greedy,
+            folder=folder,
+        )(0)
+        effective = fleet.effective_sampling()
+    summary = {
+        "model": config.model.path,
+        "data": config.data.path,
+        "problems": len(prompts.prompts),
+        "num_samples": config.num_samples,
+        "seed": config.seed,
+        "sampling": effective,
+        **{name.removeprefix("eval/"): value for name, value in result.metrics.items()},
+    }
+    return Outcome(str(folder.save_json("results.json", summary)), summary)

@@ -1,0 +1,54 @@
+"""``--smoke``: the same path through the same code, two steps a stage, a handful of problems."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from rlplatform.config import (
+    CheckpointConfig,
+    EvalConfig,
+    EvaluationConfig,
+    RecipeConfig,
+    RLConfig,
+    RunConfig,
+    SFTConfig,
+)
+from rlplatform.configfile import build, to_dict
+
+STEPS, PROBLEMS = 2, 8
+
+
+def shorten(config: RunConfig) -> RunConfig:
+    """A short twin of ``config`` in a folder of its own (``…-smoke``)."""
+    run_dir = f"{config.run_dir}-smoke"
+    if isinstance(config, RecipeConfig):
+        stages = {}
+        for name, raw in config.stages.items():
+            values = {"name": name, "seed": config.seed, "run_dir": f"{run_dir}/{name}", **raw}
+            stages[name] = to_dict(_short(build(values, where=f"stages.{name}")))
+        return replace(config, run_dir=run_dir, stages=stages)
+    return replace(_short(config), run_dir=run_dir)
+
+
+def _short(config: RunConfig) -> RunConfig:
+    if isinstance(config, RLConfig):
+        # an untrained policy earns equal rewards, so groups without variance are kept: the path is what is tested
+        return replace(
+            config,
+            num_steps=STEPS,
+            prompts_per_step=4,
+            group_size=2,
+            updates_per_step=1,
+            algorithm=replace(config.algorithm, drop_zero_variance=False, dynamic_sampling=False),
+            evaluation=_short_evaluation(config.evaluation),
+            checkpoint=CheckpointConfig(every=1),
+        )
+    if isinstance(config, SFTConfig):
+        return replace(config, num_steps=STEPS, tokens_per_step=config.max_tokens * config.learner.num_workers)
+    if isinstance(config, EvalConfig):
+        return replace(config, num_samples=2, data=replace(config.data, limit=PROBLEMS))
+    return config
+
+
+def _short_evaluation(config: EvaluationConfig) -> EvaluationConfig:
+    return replace(config, every=1, num_samples=min(config.num_samples, 2), data=replace(config.data, limit=PROBLEMS))
