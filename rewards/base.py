@@ -106,25 +106,36 @@ def resolve(name: str) -> RewardFn:
     Raises RewardLoadError when the file, module or function is absent, is not callable, or cannot take completions.
     """
     target = REWARDS.get(name, name)
-    source, colon, attribute = target.rpartition(":")
-    if not colon or not source or not attribute:
+    if ":" not in target:
         raise RewardLoadError(
             f"reward {name!r}: expected one of {', '.join(sorted(REWARDS))}, package.module:fn or path/file.py:fn"
             f"{_nearest(name, REWARDS)}"
         )
-    module = _load_file(name, Path(source)) if source.endswith(".py") else _load_module(name, source)
+    value = load_function(target, f"reward {name!r}")
+    signature_of(value, name)
+    return value
+
+
+def load_function(target: str, label: str) -> Callable[..., Any]:
+    """The function that ``package.module:fn`` or ``path/file.py:fn`` names; ``label`` opens every error message.
+
+    Raises RewardLoadError when the file, module or function is absent or is not callable.
+    """
+    source, colon, attribute = target.rpartition(":")
+    if not colon or not source or not attribute:
+        raise RewardLoadError(f"{label}: expected package.module:fn or path/file.py:fn, got {target!r}")
+    module = _load_file(label, Path(source)) if source.endswith(".py") else _load_module(label, source)
     value: Any = module
     for part in attribute.split("."):
         if not hasattr(value, part):
             raise RewardLoadError(
-                f"reward {name!r}: {source} has no function {attribute!r}"
+                f"{label}: {source} has no function {attribute!r}"
                 f"{_nearest(part, [n for n in dir(value) if callable(getattr(value, n)) and not n.startswith('_')])}"
             )
         value = getattr(value, part)
     if not callable(value) or isinstance(value, type):
         kind = "a class; name a function or an instance of it" if isinstance(value, type) else type(value).__name__
-        raise RewardLoadError(f"reward {name!r}: expected a function, got {kind}")
-    signature_of(value, name)
+        raise RewardLoadError(f"{label}: expected a function, got {kind}")
     return value
 
 
@@ -139,33 +150,33 @@ def _nearest(word: str, names: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def _load_module(name: str, source: str) -> ModuleType:
+def _load_module(label: str, source: str) -> ModuleType:
     try:
         return importlib.import_module(source)
     except ModuleNotFoundError as error:
         if error.name and (source == error.name or source.startswith(error.name + ".")):
             raise RewardLoadError(
-                f"reward {name!r}: no module named {error.name!r} on the Python path; install it, run from the folder "
+                f"{label}: no module named {error.name!r} on the Python path; install it, run from the folder "
                 "that holds it, or write path/file.py:fn"
             ) from error
-        raise RewardLoadError(f"reward {name!r}: importing {source} failed: {error}") from error
+        raise RewardLoadError(f"{label}: importing {source} failed: {error}") from error
     except Exception as error:
-        raise RewardLoadError(f"reward {name!r}: importing {source} failed: {type(error).__name__}: {error}") from error
+        raise RewardLoadError(f"{label}: importing {source} failed: {type(error).__name__}: {error}") from error
 
 
-def _load_file(name: str, path: Path) -> ModuleType:
+def _load_file(label: str, path: Path) -> ModuleType:
     """Import a file under a name of its own, so that a user's ``math.py`` shadows nothing."""
     path = path.expanduser().resolve()
     if not path.is_file():
         beside = sorted(other.name for other in path.parent.glob("*.py")) if path.parent.is_dir() else []
         where = f"; {path.parent} holds {', '.join(beside)}" if beside else ""
-        raise RewardLoadError(f"reward {name!r}: no file {path}{where}")
+        raise RewardLoadError(f"{label}: no file {path}{where}")
     module_name = f"_reward_file_{path.stem}_{zlib.crc32(str(path).encode()):08x}"
     if module_name in sys.modules:
         return sys.modules[module_name]
     spec = importlib.util.spec_from_file_location(module_name, path)
     if spec is None or spec.loader is None:
-        raise RewardLoadError(f"reward {name!r}: {path} is not a Python file")
+        raise RewardLoadError(f"{label}: {path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     folder = str(path.parent)
     sys.path.insert(0, folder)  # modules beside the file win while it is imported ...
@@ -177,7 +188,7 @@ def _load_file(name: str, path: Path) -> ModuleType:
         if not isinstance(error, Exception):
             raise
         line = f", line {error.lineno}" if isinstance(error, SyntaxError) else _line_in(error, path)
-        raise RewardLoadError(f"reward {name!r}: {path}{line}: {type(error).__name__}: {error}") from error
+        raise RewardLoadError(f"{label}: {path}{line}: {type(error).__name__}: {error}") from error
     finally:
         sys.path.remove(folder)
         if folder not in sys.path:

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from rewards.base import RewardLoadError
 from rlplatform.config import ConfigError
 from rlplatform.roles import RunStopped, StallError
 
@@ -30,7 +31,7 @@ def _guarded(action: Callable[[], Any]) -> Any:
     """Errors that speak for themselves are printed without a traceback."""
     try:
         return action()
-    except ConfigError as error:
+    except (ConfigError, RewardLoadError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(WRONG) from error
     except (RunStopped, StallError) as error:

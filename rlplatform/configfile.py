@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -114,10 +115,11 @@ def inputs(config: Any) -> list[str]:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """Plain values, for printing, saving and hashing."""
+    """Plain values (lists, no tuples, as JSON and YAML would give back), for printing, saving and hashing."""
     with reads_do_not_count():
         container = OmegaConf.to_container(OmegaConf.structured(config), resolve=True)
-    return container  # type: ignore[return-value]
+    plain: dict[str, Any] = json.loads(json.dumps(container))
+    return plain
 
 
 def to_yaml(config: Any) -> str:
@@ -126,7 +128,7 @@ def to_yaml(config: Any) -> str:
 
 def difference_to_defaults(config: RunConfig) -> dict[str, Any]:
     """Dotted keys whose value is not the default's -> value."""
-    default = OmegaConf.to_container(OmegaConf.structured(type(config)), resolve=False)
+    default = json.loads(json.dumps(OmegaConf.to_container(OmegaConf.structured(type(config)), resolve=False)))
     return {
         key: value
         for key, value in flat(to_dict(config)).items()

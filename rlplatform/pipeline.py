@@ -205,10 +205,10 @@ def _content(path: Path) -> str:
 
 def make_dataset(config: DatasetConfig) -> Outcome:
     """Call the generator and write one JSONL file a split."""
-    from rewards.base import resolve_callable
+    from rewards.base import load_function
 
     folder = Path(config.run_dir)
-    function = resolve_callable(config.function)
+    function = load_function(config.function, f"stage {config.name}: function")
     splits = function(seed=config.seed, **config.args)
     counts = {}
     for split, rows in splits.items():
