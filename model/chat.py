@@ -126,13 +126,15 @@ def render_segments(
     train nothing and are left out. Raises ``RenderError`` where there is no assistant turn.
     """
 
+    options: dict[str, Any] = {} if enable_thinking else {"enable_thinking": False}
+
     def render(turns: Sequence[Message], *, prompt: bool) -> str:
         text = tokenizer.apply_chat_template(
             [dict(turn) for turn in turns],
             tools=list(tools) if tools else None,
             tokenize=False,
             add_generation_prompt=prompt,
-            **({} if enable_thinking else {"enable_thinking": False}),
+            **options,
         )
         return str(text)
 

@@ -99,12 +99,14 @@ def train_bpe(
             pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False),
         ]
     )
-    bpe.decoder = decoders.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False)
+    bpe.decoder = decoders.ByteLevel()
     bpe.post_processor = processors.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False)
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - len(ADDED_TOKENS),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
+        continuing_subword_prefix="",
+        end_of_word_suffix="",
     )
     bpe.train_from_iterator(_between_added_tokens(texts), trainer)
     # After the training, so that their ids follow the vocabulary as in Qwen3.
@@ -112,7 +114,7 @@ def train_bpe(
 
     tokenizer = Qwen2Tokenizer(
         tokenizer_object=bpe,
-        unk_token=None,
+        unk_token=None,  # type: ignore[arg-type]
         eos_token=IM_END,
         pad_token=END_OF_TEXT,
         model_max_length=max_length,

@@ -1,0 +1,250 @@
+"""Training functions on Ray Train: placement, restarts, checkpoints, quiet screens. Pretraining and SFT share it.
+
+    driver                         Ray Train controller            worker rank 0 .. n-1 (one process each)
+    run_on_ray_train ──fit()──►    starts the group,               function(settings)
+      tails metrics.jsonl ◄─────── restarts it when a rank dies      metrics.jsonl (rank 0), logs/, checkpoints/
+
+A checkpoint is the same atomic folder as everywhere in this project (rlplatform/checkpoint.py), written by all ranks
+into the run's folder; a restarted group, or the same command on another day, continues from the newest complete one.
+On several nodes the run's folder must be on storage that all of them see.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rlplatform import checkpoint
+from rlplatform.config import ConfigError, LearnerConfig
+from rlplatform.roles import RunStopped
+from rlplatform.runs import RunFolder, write_atomically
+
+if TYPE_CHECKING:
+    from actors.engine import TrainEngine
+
+LOGGER = logging.getLogger(__name__)
+
+# Read by Ray Train in the driver and handed on to its controller and workers.
+RAY_TRAIN_ENVIRONMENT = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",  # the default lets every report block for 2 s
+    "RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION": "0",  # without a dashboard it only logs failures
+    "RAY_TRAIN_METRICS_ENABLED": "0",  # Prometheus counters of the controller
+}
+STOPPED = "stopped"  # key of a result that ends the run on purpose
+
+
+class TrainingError(RuntimeError):
+    """Ray Train gave up; the message holds the first worker's error."""
+
+
+def run_on_ray_train(
+    function: Callable[[dict[str, Any]], dict[str, Any]],
+    settings: dict[str, Any],
+    *,
+    folder: RunFolder,
+    learner: LearnerConfig,
+    max_failures: int,
+    progress: Callable[[dict[str, Any]], None] | None = None,
+) -> dict[str, Any]:
+    """Run ``function(settings)`` on ``learner.num_workers`` ranks of one process group; returns rank 0's result.
+
+    A rank that dies restarts the group up to ``max_failures`` times; ``function`` continues from its own checkpoint.
+    ``progress`` is called with every new row of metrics.jsonl, from a thread of the driver.
+
+    Raises:
+        ConfigError: Ray is not running here, or the cluster has fewer CPUs or GPUs than the ranks need.
+        RunStopped: the function stopped on purpose.
+        TrainingError: more than ``max_failures`` failures.
+    """
+    import ray
+
+    if not ray.is_initialized():
+        raise ConfigError("Ray is not running in this process: call ray.init() before training starts")
+    _check_resources(ray.cluster_resources(), learner)
+    for name, value in RAY_TRAIN_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(learner.start_timeout_s)
+
+    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
+
+    use_gpu = learner.gpus_per_worker > 0
+    resources = {"CPU": learner.cpus_per_worker, **({"GPU": learner.gpus_per_worker} if use_gpu else {})}
+    trainer = TorchTrainer(
+        worker_main,  # type: ignore[arg-type]  # stubs know functions without a result only
+        train_loop_config={
+            "function": function,
+            "settings": settings,
+            "folder": str(folder.path.resolve()),
+            "use_gpu": use_gpu,
+        },
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=int(learner.call_timeout_s)),
+        scaling_config=ScalingConfig(num_workers=learner.num_workers, use_gpu=use_gpu, resources_per_worker=resources),
+        run_config=RunConfig(
+            storage_path=str(folder.path.resolve()),
+            name="ray_train",
+            failure_config=FailureConfig(max_failures=max_failures),
+            logging_config=LoggingConfig(log_level="ERROR"),  # type: ignore[call-arg]
+        ),
+    )
+    with _tail(folder, progress), _quiet("ray.train", logging.CRITICAL):
+        try:
+            result = trainer.fit()
+        except WorkerGroupError as error:
+            rank, failure = min(error.worker_failures.items())
+            raise TrainingError(
+                f"training failed {max_failures + 1} times, the last time on rank {rank}: {failure}\n"
+                f"The ranks' logs are in {folder.logs}"
+            ) from error
+        except ControllerError as error:
+            raise TrainingError(f"Ray Train's controller failed: {error}") from error
+    returned: dict[str, Any] = result.return_value or {}  # type: ignore[attr-defined]
+    if STOPPED in returned:
+        raise RunStopped(returned[STOPPED])
+    return returned
+
+
+def _check_resources(available: Mapping[str, float], learner: LearnerConfig) -> None:
+    for name, each in (("CPU", learner.cpus_per_worker), ("GPU", learner.gpus_per_worker)):
+        needed = each * learner.num_workers
+        if needed > available.get(name, 0.0):
+            raise ConfigError(
+                f"training needs {learner.num_workers} ranks x {each:g} {name} = {needed:g}, the Ray cluster has "
+                f"{available.get(name, 0.0):g}; lower learner.num_workers or learner.{name.lower()}s_per_worker"
+            )
+
+
+# --- in the workers -------------------------------------------------------------------------------------------------
+
+
+def worker_main(config: dict[str, Any]) -> dict[str, Any]:
+    """Runs on every rank: environment, logs, then the function. What stops a run on purpose is not a failure."""
+    from actors.engine import process_environment
+
+    os.environ.update(process_environment(use_gpu=config["use_gpu"]))
+    import ray.train
+    import torch
+
+    if not config["use_gpu"]:
+        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    rank = ray.train.get_context().get_world_rank()
+    redirect_output(RunFolder(config["folder"]).logs / f"train-rank{rank}.log")
+    try:
+        returned: dict[str, Any] = config["function"](config["settings"])
+    except (RunStopped, ConfigError) as error:
+        LOGGER.error("stopped: %s", error)
+        returned = {STOPPED: str(error)}
+    return returned
+
+
+def redirect_output(path: Path) -> None:
+    """Everything this process prints or logs from now on goes to ``path``, native libraries' output included."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with open(path, "ab", buffering=0) as file:
+        for descriptor in (1, 2):
+            os.dup2(file.fileno(), descriptor)
+    logging.basicConfig(
+        level=logging.INFO,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        handlers=[logging.FileHandler(path)],
+        force=True,
+    )
+
+
+def save_checkpoint(root: Path, engine: TrainEngine, *, state: Mapping[str, Any], keep_last: int) -> None:
+    """All ranks: one atomic checkpoint of the engine's current step, with ``state`` beside it."""
+    import torch.distributed as dist
+
+    def write(folder: Path) -> None:
+        _broadcast(str(folder))
+        engine.save(folder)
+
+    if dist.get_rank() == 0:
+        checkpoint.save(root, engine.num_steps, write, state=state, score=None, keep_last=keep_last, keep_best=0)
+    else:
+        engine.save(_broadcast(None))
+    dist.barrier()
+
+
+def load_checkpoint(root: Path, engine: TrainEngine) -> dict[str, Any] | None:
+    """All ranks: restore the newest complete checkpoint and return its state, or None where there is none."""
+    import torch.distributed as dist
+
+    found = checkpoint.latest(root) if dist.get_rank() == 0 else None
+    choice = _broadcast(None if found is None else (str(found.learner), dict(found.state)))
+    if choice is None:
+        return None
+    learner, state = choice
+    engine.load(learner)
+    return dict(state)
+
+
+def _broadcast(value: Any) -> Any:
+    """Rank 0's value, on every rank."""
+    import torch.distributed as dist
+
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def drop_metrics_after(folder: RunFolder, step: int) -> None:
+    """Forget what was logged after the checkpoint of ``step``: those steps run again."""
+    kept = [row for row in folder.read_metrics() if row["step"] <= step]
+    if folder.metrics_file.exists():
+        write_atomically(folder.metrics_file, "".join(json.dumps(row) + "\n" for row in kept))
+
+
+# --- in the driver --------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _tail(folder: RunFolder, progress: Callable[[dict[str, Any]], None] | None) -> Iterator[None]:
+    """Call ``progress`` with each step's metrics as rank 0 writes them, each step once."""
+    if progress is None:
+        yield
+        return
+    done = threading.Event()
+    seen = max((row["step"] for row in folder.read_metrics()), default=0)
+
+    def report_new() -> None:
+        nonlocal seen
+        for row in folder.read_metrics():
+            if row["step"] > seen:
+                seen = row["step"]
+                progress(row)
+
+    def follow() -> None:
+        while not done.wait(0.5):
+            report_new()
+
+    thread = threading.Thread(target=follow, name="training-progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join(timeout=10.0)
+        report_new()
+
+
+@contextmanager
+def _quiet(name: str, level: int) -> Iterator[None]:
+    """Ray Train's own log stays in Ray's session folder; errors reach the caller as exceptions."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(level)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
