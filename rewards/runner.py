@@ -91,9 +91,10 @@ class RewardPool:
     """A pool of ``num_processes`` warm workers that score rows with the weighted ``functions``.
 
     Args:
-        functions: name -> weight; a name is what ``rewards.base.resolve`` takes.
+        functions: name -> weight. The name is what ``rewards.base.resolve`` takes, where ``targets`` has no other.
         num_processes: rows graded at the same time. Up to ``MAX_SLOW_ROWS`` more processes hold rows past SLOW_ROW_S.
         timeout_s: seconds a row may take, wall clock. A whole batch has the same deadline, then goes row by row.
+        targets: name -> what ``resolve`` takes, e.g. the absolute path of a file that the name gives relatively.
         start_timeout_s: for imports of a worker.
 
     Raises RewardLoadError when a function cannot be loaded, here or in a worker.
@@ -105,6 +106,7 @@ class RewardPool:
         num_processes: int = 1,
         timeout_s: float = 10.0,
         *,
+        targets: Mapping[str, str] | None = None,
         start_timeout_s: float = 120.0,
     ) -> None:
         if not functions:
@@ -117,8 +119,8 @@ class RewardPool:
         self.first_tracebacks: dict[str, str] = {}  # function -> traceback of its first failure
         self.num_restarts = 0  # processes replaced so far
         self._start_timeout_s = start_timeout_s
-        self._rowwise = {name: bool(getattr(resolve(name), "rowwise", False)) for name in functions}
-        self._targets = {name: absolute(name) for name in functions}
+        self._targets = {name: absolute((targets or {}).get(name, name)) for name in functions}
+        self._rowwise = {name: bool(getattr(resolve(t), "rowwise", False)) for name, t in self._targets.items()}
         self._changed = threading.Condition()
         self._idle: list[Worker] = []
         self._num_detached = 0
