@@ -29,10 +29,10 @@ def _require(condition: bool, message: str) -> None:
 class ModelConfig(TrackedReads):
     """The policy: a Hugging Face folder, a hub id, or ``stage:NAME`` (the model an earlier stage exported)."""
 
-    path: str = ""
+    path: str = ""  # a Hugging Face folder, a hub id, or stage:NAME
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the learner's compute and of the engine
     max_model_len: int = 0  # tokens, prompt + completion; 0: prompt limit + max_new_tokens
-    trust_remote_code: bool = False
+    trust_remote_code: bool = False  # run code that comes with the model; off unless you know it
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class DataConfig(TrackedReads):
     """A dataset of prompts. Columns not named here go to the reward functions under their own names."""
 
     path: str = ""  # JSONL (.gz too), parquet, a folder of either, a hub id, or stage:NAME
-    split: str = "train"
+    split: str = "train"  # of a hub dataset or a folder
     prompt: str = "prompt"  # column: a string, or a list of messages
     answer: str = ""  # column handed to rewards as `answer`; "" = the column `answer` where there is one
     answer_regex: str = ""  # first group (or the match) becomes the answer, e.g. '#### (.+)'
@@ -53,7 +53,7 @@ class DataConfig(TrackedReads):
     enable_thinking: bool = True  # False: the chat template opens an empty think block
     max_prompt_tokens: int = 512  # longer prompts are dropped and reported with their ids
     limit: int = 0  # use the first N rows; 0 = all
-    shuffle: bool = True
+    shuffle: bool = True  # a new seeded order every epoch
 
     def __post_init__(self) -> None:
         _require(self.max_prompt_tokens > 0, f"data.max_prompt_tokens: expected > 0, got {self.max_prompt_tokens}")
@@ -64,15 +64,15 @@ class DataConfig(TrackedReads):
 class SamplingConfig(TrackedReads):
     """Neutral by default: temperature 1, no truncation, no penalties, whatever generation_config says."""
 
-    max_new_tokens: int = 256
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = -1
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    stop_token_ids: tuple[int, ...] = ()
+    max_new_tokens: int = 256  # a completion cut here has finish `length`
+    temperature: float = 1.0  # 0 = greedy
+    top_p: float = 1.0  # 1 = off
+    top_k: int = -1  # -1 = off
+    min_p: float = 0.0  # 0 = off
+    repetition_penalty: float = 1.0  # 1 = off
+    presence_penalty: float = 0.0  # 0 = off
+    frequency_penalty: float = 0.0  # 0 = off
+    stop_token_ids: tuple[int, ...] = ()  # added to those of config, generation_config, tokenizer and template
 
     def __post_init__(self) -> None:
         _require(self.max_new_tokens > 0, f"sampling.max_new_tokens: expected > 0, got {self.max_new_tokens}")
@@ -84,18 +84,18 @@ class SamplingConfig(TrackedReads):
 class RolloutConfig(TrackedReads):
     """The vLLM fleet."""
 
-    num_workers: int = 1
+    num_workers: int = 1  # engines
     cpus_per_worker: float = 1.0  # on CPU: one thread each; two engines of one thread beat one engine of two
-    gpus_per_worker: float = 0.0
-    tensor_parallel_size: int = 1
+    gpus_per_worker: float = 0.0  # may be fractional where actors share a GPU
+    tensor_parallel_size: int = 1  # GPUs one engine spans
     max_num_seqs: int = 256  # sequences an engine runs at once
-    max_batched_tokens: int = 8192
+    max_batched_tokens: int = 8192  # tokens an engine computes in one step
     kv_cache_gib: float = 1.0  # CPU backend; on GPU see gpu_memory_utilization
-    gpu_memory_utilization: float = 0.85
-    enforce_eager: bool = True
+    gpu_memory_utilization: float = 0.85  # share of GPU memory the engine takes
+    enforce_eager: bool = True  # no CUDA graphs, no compilation; on CPU faster in every way
     seed: int = 0  # the engine's own; requests carry seeds derived from the run seed
     call_timeout_s: float = 120.0  # a worker silent for longer is killed, restarted, its requests put back
-    start_timeout_s: float = 300.0
+    start_timeout_s: float = 300.0  # an actor not up by then is an error
     max_restarts: int = 3  # per worker, then the run stops
 
     def __post_init__(self) -> None:
@@ -109,10 +109,10 @@ class RewardConfig(TrackedReads):
 
     functions: dict[str, float] = field(default_factory=dict)  # name -> weight
     num_workers: int = 1  # reward service actors, each with a pool of child processes
-    processes_per_worker: int = 1
+    processes_per_worker: int = 1  # child processes a service grades in
     timeout_s: float = 10.0  # per row; a batch gets one deadline, then is repeated row by row
     max_error_rate: float = 0.2  # share of verdicts of one step with status error or timeout that stops the run
-    call_timeout_s: float = 300.0
+    call_timeout_s: float = 300.0  # a call silent for longer is an error
     shuffle_control: bool = False  # control experiment: verdicts permuted inside each group; such a run must not learn
 
     def __post_init__(self) -> None:
@@ -124,19 +124,25 @@ class RewardConfig(TrackedReads):
 class AlgorithmConfig(TrackedReads):
     """Advantages and loss. Defaults: GRPO with DAPO's token-mean, no KL, truncated importance correction on."""
 
-    advantage: Literal["group_mean_std", "group_mean", "leave_one_out"] = "group_mean_std"
-    loss: Literal["clipped_policy_gradient"] = "clipped_policy_gradient"
-    aggregation: Literal["token_mean", "sequence_mean", "constant_length"] = "token_mean"
-    clip_low: float = 0.2
+    advantage: Literal["group_mean_std", "group_mean", "leave_one_out"] = (
+        "group_mean_std"  # see rlplatform/advantages.py
+    )
+    loss: Literal["clipped_policy_gradient"] = "clipped_policy_gradient"  # see rlplatform/losses.py
+    aggregation: Literal["token_mean", "sequence_mean", "constant_length"] = (
+        "token_mean"  # how token losses become one number; its denominator is global
+    )
+    clip_low: float = 0.2  # ratio clip below: 1 - clip_low
     clip_high: float = 0.2  # DAPO's clip-higher: 0.28
     dual_clip: float = 0.0  # > 1 bounds the loss of negative advantages; 0 = off
-    kl_coef: float = 0.0
-    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
-    kl_in: Literal["loss", "reward"] = "loss"
-    entropy_coef: float = 0.0
+    kl_coef: float = 0.0  # weight of the KL to the initial model; 0 = no reference model
+    kl_estimator: Literal["k1", "k2", "k3"] = (
+        "k3"  # k1 only with kl_in=reward: in the loss its expected gradient ignores the reference
+    )
+    kl_in: Literal["loss", "reward"] = "loss"  # one of the two, never both
+    entropy_coef: float = 0.0  # entropy bonus
     importance_cap: float = 2.0  # truncated importance correction for sampler/learner mismatch; 0 = off
     overlong_buffer: int = 0  # DAPO's overlong shaping: linear penalty over the last N tokens before max_new_tokens
-    overlong_penalty: float = 1.0
+    overlong_penalty: float = 1.0  # what the last token of the buffer costs
     drop_truncated: bool = False  # leave completions cut by max_new_tokens out of the loss (DAPO's overlong filtering)
     drop_zero_variance: bool = True  # groups whose rewards are all equal carry no gradient
     dynamic_sampling: bool = False  # refill dropped groups with new prompts (DAPO)
@@ -159,13 +165,13 @@ class AlgorithmConfig(TrackedReads):
 class OptimizerConfig(TrackedReads):
     """AdamW and its schedule, counted in optimiser steps."""
 
-    lr: float = 1e-6
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    warmup_steps: int = 0
-    decay: Literal["constant", "linear", "cosine"] = "constant"
+    lr: float = 1e-6  # peak learning rate
+    betas: tuple[float, float] = (0.9, 0.95)  # AdamW
+    eps: float = 1e-8  # AdamW
+    weight_decay: float = 0.0  # on matrices, not on norms and biases
+    max_grad_norm: float = 1.0  # gradients are clipped to this norm; 0 = off
+    warmup_steps: int = 0  # linear rise, in optimiser steps
+    decay: Literal["constant", "linear", "cosine"] = "constant"  # over the optimiser steps of the whole run
     final_lr_ratio: float = 0.0  # lr of the last step / lr, for linear and cosine
     max_skipped_steps: int = 5  # non-finite gradients in a row that stop the run
 
@@ -179,15 +185,17 @@ class OptimizerConfig(TrackedReads):
 class LearnerConfig(TrackedReads):
     """The DeepSpeed engine: ``num_workers`` ranks, one actor a rank."""
 
-    num_workers: int = 1
-    cpus_per_worker: float = 1.0
-    gpus_per_worker: float = 0.0
-    zero_stage: Literal[0, 1, 2, 3] = 2
-    max_tokens_per_micro_batch: int = 8192
+    num_workers: int = 1  # data-parallel ranks
+    cpus_per_worker: float = 1.0  # one thread each
+    gpus_per_worker: float = 0.0  # may be fractional where actors share a GPU
+    zero_stage: Literal[0, 1, 2, 3] = (
+        2  # DeepSpeed ZeRO: what is sharded over ranks (0 nothing, 1 optimiser, 2 + gradients, 3 + parameters)
+    )
+    max_tokens_per_micro_batch: int = 8192  # rows are packed without padding up to this many tokens
     logprob_chunk_tokens: int = 1024  # rows of the [chunk, vocabulary] matrix that exists at a time
-    activation_checkpointing: bool = False
-    call_timeout_s: float = 1800.0
-    start_timeout_s: float = 300.0
+    activation_checkpointing: bool = False  # recompute activations in the backward pass: less memory, a third more work
+    call_timeout_s: float = 1800.0  # a call silent for longer is an error
+    start_timeout_s: float = 300.0  # an actor not up by then is an error
 
     def __post_init__(self) -> None:
         _require(self.num_workers >= 1, f"learner.num_workers: expected >= 1, got {self.num_workers}")
@@ -213,7 +221,7 @@ class EvaluationConfig(TrackedReads):
     data: DataConfig = field(default_factory=lambda: DataConfig(split="test", shuffle=False))
     every: int = 0  # steps; 0 = only first and last
     num_samples: int = 1  # per problem; > 1 gives pass@k
-    temperature: float = 1.0
+    temperature: float = 1.0  # 0 = greedy
     greedy: bool = False  # also one greedy sample a problem
     metric: str = ""  # the reward part that counts as accuracy; "" = the first function
 
@@ -221,7 +229,7 @@ class EvaluationConfig(TrackedReads):
 @dataclass(frozen=True)
 class CheckpointConfig(TrackedReads):
     every: int = 0  # steps; 0 = only the last
-    keep_last: int = 2
+    keep_last: int = 2  # newest checkpoints kept
     keep_best: int = 1  # by held-out accuracy
 
     def __post_init__(self) -> None:
@@ -230,7 +238,7 @@ class CheckpointConfig(TrackedReads):
 
 @dataclass(frozen=True)
 class TrackerConfig(TrackedReads):
-    tensorboard: bool = True
+    tensorboard: bool = True  # event files in the run folder
     wandb_project: str = ""  # "" = off; needs the extra `wandb`
     rollouts: bool = True  # every rollout as parquet
 
@@ -242,14 +250,14 @@ class TrackerConfig(TrackedReads):
 class RLConfig(TrackedReads):
     """One reinforcement learning run. Three knobs set the batch size; the rest is derived and printed."""
 
-    kind: Literal["rl"] = "rl"
-    name: str = "rl"
-    seed: int = 0
-    run_dir: str = "runs/${name}"
-    num_steps: int = 100
-    prompts_per_step: int = 16
-    group_size: int = 8
-    updates_per_step: int = 1
+    kind: Literal["rl"] = "rl"  # which kind of run this file is
+    name: str = "rl"  # shown in progress and reports
+    seed: int = 0  # every random draw of the run derives from it
+    run_dir: str = "runs/${name}"  # where everything the run leaves behind lies
+    num_steps: int = 100  # updates of the policy
+    prompts_per_step: int = 16  # questions asked a step
+    group_size: int = 8  # completions sampled a question
+    updates_per_step: int = 1  # optimiser steps over the rows of one step; > 1 trains off-policy minibatches
     max_lag: int = 0  # batches of prompts generating ahead of the learner; 0 = strictly on-policy
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -312,10 +320,10 @@ class RLConfig(TrackedReads):
 class SFTConfig(TrackedReads):
     """Supervised fine-tuning on Ray Train: rows of messages, loss on the assistant's tokens."""
 
-    kind: Literal["sft"] = "sft"
-    name: str = "sft"
-    seed: int = 0
-    run_dir: str = "runs/${name}"
+    kind: Literal["sft"] = "sft"  # which kind of run this file is
+    name: str = "sft"  # shown in progress and reports
+    seed: int = 0  # every random draw of the run derives from it
+    run_dir: str = "runs/${name}"  # where everything the run leaves behind lies
     num_steps: int = 100  # optimiser steps
     tokens_per_step: int = 8192  # packed tokens of one optimiser step, all ranks together
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -340,11 +348,11 @@ class SFTConfig(TrackedReads):
 class EvalConfig(TrackedReads):
     """Held-out pass@1 and pass@k of a model, on the vLLM fleet."""
 
-    kind: Literal["eval"] = "eval"
-    name: str = "eval"
-    seed: int = 0
-    run_dir: str = "runs/${name}"
-    num_samples: int = 4
+    kind: Literal["eval"] = "eval"  # which kind of run this file is
+    name: str = "eval"  # shown in progress and reports
+    seed: int = 0  # every random draw of the run derives from it
+    run_dir: str = "runs/${name}"  # where everything the run leaves behind lies
+    num_samples: int = 4  # per problem; > 1 gives pass@k
     greedy: bool = True  # also one greedy sample a problem
     metric: str = ""  # the reward part that counts as accuracy; "" = the first function
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -358,22 +366,22 @@ class EvalConfig(TrackedReads):
 class DatasetConfig(TrackedReads):
     """Rows made by a function: ``fn(**args)`` yields dicts for each split."""
 
-    kind: Literal["dataset"] = "dataset"
-    name: str = "dataset"
-    seed: int = 0
-    run_dir: str = "runs/${name}"
+    kind: Literal["dataset"] = "dataset"  # which kind of run this file is
+    name: str = "dataset"  # shown in progress and reports
+    seed: int = 0  # every random draw of the run derives from it
+    run_dir: str = "runs/${name}"  # where everything the run leaves behind lies
     function: str = ""  # package.module:fn or path/file.py:fn; called as fn(seed=seed, **args) -> {split: rows}
-    args: dict[str, Any] = field(default_factory=dict)
+    args: dict[str, Any] = field(default_factory=dict)  # keyword arguments of the function
 
 
 @dataclass(frozen=True)
 class InitModelConfig(TrackedReads):
     """A fresh model with random weights and a tokenizer trained on a dataset."""
 
-    kind: Literal["init_model"] = "init_model"
-    name: str = "init_model"
-    seed: int = 0
-    run_dir: str = "runs/${name}"
+    kind: Literal["init_model"] = "init_model"  # which kind of run this file is
+    name: str = "init_model"  # shown in progress and reports
+    seed: int = 0  # every random draw of the run derives from it
+    run_dir: str = "runs/${name}"  # where everything the run leaves behind lies
     data: DataConfig = field(default_factory=DataConfig)  # text to train the tokenizer on
     vocab_size: int = 512  # rows of the embedding, special tokens included
     architecture: dict[str, Any] = field(default_factory=dict)  # fields of transformers' Qwen3Config
@@ -384,10 +392,10 @@ class InitModelConfig(TrackedReads):
 class RecipeConfig(TrackedReads):
     """Named stages, run in order on one Ray cluster, each skipped when it is already finished."""
 
-    kind: Literal["recipe"] = "recipe"
-    name: str = "recipe"
-    seed: int = 0
-    run_dir: str = "runs/${name}"
+    kind: Literal["recipe"] = "recipe"  # which kind of run this file is
+    name: str = "recipe"  # shown in progress and reports
+    seed: int = 0  # every random draw of the run derives from it
+    run_dir: str = "runs/${name}"  # where everything the run leaves behind lies
     stages: dict[str, Any] = field(default_factory=dict)  # name -> a config of any other kind
 
     def __post_init__(self) -> None:

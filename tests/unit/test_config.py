@@ -105,3 +105,10 @@ def test_stages_inherit_seed_and_folder_and_know_their_order() -> None:
         )
     with pytest.raises(ConfigError, match=r"stages\.rl: optimizer\.lrr"):
         load_values({"kind": "recipe", "stages": {"rl": {**MINIMAL, "optimizer": {"lrr": 1}}}})
+
+
+def test_the_configuration_page_is_up_to_date() -> None:
+    from rlplatform.configdocs import markdown
+
+    page = Path(__file__).parents[2] / "docs" / "configuration.md"
+    assert page.read_text() == markdown(), "run: python -m rlplatform.configdocs > docs/configuration.md"
