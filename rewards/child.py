@@ -258,8 +258,7 @@ class _Worker:
             self._armed = False
             verdicts = to_verdicts(name, result, logs.num_rows, first_row=job["rows"][rows.start or 0])
         except SoftTimeout as error:
-            where = _describe(error)
-            failure = (TIMEOUT, f"past its deadline; it was at\n{where}", _format(error))
+            failure = (TIMEOUT, _describe(error), _format(error))
         except RewardContractError as error:  # no single row's fault; called with one row, it might even pass
             verdicts = [Verdict(0.0, ERROR, detail=f"{error} (row {row})") for row in job["rows"][rows]]
             logs.traceback = str(error)
@@ -340,16 +339,24 @@ def _told(error: BaseException) -> traceback.TracebackException:
 
 
 def _format(error: BaseException) -> str:
-    return "".join(_told(error).format())
+    """The traceback, from a deep stack only both ends: the user's function, and where it was."""
+    told = _told(error)
+    lines = list(told.format())
+    num_frames = len(told.stack)
+    if num_frames > 10:
+        first = next(i for i, line in enumerate(lines) if line.startswith("  File"))
+        last = first + len(told.stack.format())
+        lines[first + 3 : last - 3] = [f"  ... {num_frames - 6} frames ...\n"]
+    return "".join(lines)
 
 
 def _describe(error: BaseException, num_lines: int = 6) -> str:
-    """Where in the function, and the last lines of the traceback: what fits in a table."""
+    """What fits in a table: where in the user's function, and the last lines of the traceback."""
     told = _told(error)
     if isinstance(error, SoftTimeout):
-        lines = [line for frame in told.stack.format()[-3:] for line in frame.rstrip().split("\n")]
-    else:
-        lines = "".join(told.format()).rstrip().split("\n")
+        ends = [*told.stack[:1], *told.stack[1:][-1:]]
+        return "past its deadline, in " + ", at ".join(f"{f.filename}:{f.lineno} ({f.name})" for f in ends)
+    lines = "".join(told.format()).rstrip().split("\n")
     frame = told.stack[0] if told.stack else None
     first = f'  File "{frame.filename}", line {frame.lineno}, in {frame.name}' if frame else ""
     tail = lines[-num_lines:]

@@ -34,8 +34,7 @@ def format_reward(
     """
     scores = []
     for row, completion in enumerate(completions):
-        prompt = prompt_text[row] if prompt_text is not None else prompts[row]
-        opened = isinstance(prompt, str) and prompt_opens_block(prompt)
+        opened = prompt_opens_block(prompts[row], prompt_text[row] if prompt_text else None)
         wants_thought = True if thinking is None or thinking[row] is None else thinking[row]
         if wants_thought not in (True, False):
             raise ValueError(f"column 'thinking', row {row}: expected true or false, got {wants_thought!r}")
@@ -55,9 +54,10 @@ def is_well_formed(text: str, *, thinking: bool, opened: bool) -> bool:
     return not before.strip() and _has_content(answer) and _has_content(thought) == thinking
 
 
-def prompt_opens_block(prompt: str) -> bool:
-    """Does the rendered prompt end inside a think block that it opened?"""
-    return prompt.rstrip().endswith(_OPEN)
+def prompt_opens_block(prompt: Any, prompt_text: str | None = None) -> bool:
+    """Does the prompt end inside a think block that it opened? ``prompt_text``: as rendered, where that is known."""
+    rendered = prompt if prompt_text is None else prompt_text
+    return isinstance(rendered, str) and rendered.rstrip().endswith(_OPEN)
 
 
 def text_of(completion: Any) -> str:

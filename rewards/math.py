@@ -38,8 +38,7 @@ def math_reward(
     """
     verdicts = []
     for row, completion in enumerate(completions):
-        prompt = prompt_text[row] if prompt_text is not None else prompts[row]
-        opened = isinstance(prompt, str) and prompt_opens_block(prompt)
+        opened = prompt_opens_block(prompts[row], prompt_text[row] if prompt_text else None)
         verdicts.append(grade(gold=answer[row], completion=text_of(completion), opened=opened))
     return verdicts
 
