@@ -13,6 +13,7 @@ import typer
 
 from rewards.base import RewardLoadError
 from rlplatform.config import ConfigError
+from rlplatform.environment import prepare
 from rlplatform.roles import RunStopped, StallError
 
 app = typer.Typer(
@@ -170,6 +171,7 @@ def reward_test(
 
 
 def main() -> None:
+    prepare()
     logging.basicConfig(
         level=os.environ.get("RLPLATFORM_LOG_LEVEL", "WARNING"), format="%(levelname)s %(name)s: %(message)s"
     )

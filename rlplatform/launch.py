@@ -18,6 +18,7 @@ from rlplatform import checkpoint
 from rlplatform.config import ConfigError, DataConfig, EvalConfig, RLConfig, SamplingConfig
 from rlplatform.configfile import to_dict
 from rlplatform.data import PromptSet, ShuffledPrompts, load_prompts
+from rlplatform.environment import prepare
 from rlplatform.evaluation.runner import Evaluation, evaluate
 from rlplatform.rl_loop import train
 from rlplatform.roles import Scorer
@@ -46,9 +47,7 @@ class Outcome:
 @contextmanager
 def ray_session() -> Iterator[None]:
     """Ray for the length of a run: the cluster of RAY_ADDRESS (set inside Ray jobs), or a local one of its own."""
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")  # else every train.report blocks for 2 s
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    prepare()
     import ray
 
     if ray.is_initialized():

@@ -127,7 +127,7 @@ def clipped_policy_gradient(
     if dual_clip != 0 and not dual_clip > 1:
         raise ValueError(f"clipped_policy_gradient: expected dual_clip 0 (off) or > 1, got {dual_clip}")
     log_ratio = _log_ratio(logprobs, old_logprobs.detach(), mask)
-    advantages = torch.where(mask, advantages.detach().float(), 0.0)
+    advantages = torch.where(mask, advantages.detach().float(), 0.0)  # and with it the loss of masked slots
     ratio = torch.exp(log_ratio)
     surrogate = ratio * advantages
     clipped = torch.clamp(ratio, 1.0 - clip_low, 1.0 + clip_high) * advantages
@@ -140,7 +140,6 @@ def clipped_policy_gradient(
     if importance_weights is not None:
         weights = torch.where(mask, importance_weights.detach().float(), 1.0)
         loss = loss * weights
-    loss = torch.where(mask, loss, 0.0)
 
     fixed = ratio.detach()
     stats = {

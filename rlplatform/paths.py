@@ -61,6 +61,23 @@ def torch_extensions_dir() -> Path:
     return base / "torch_extensions" / "-".join(parts)
 
 
+def prepare_deepspeed() -> list[Path]:
+    """Call before importing DeepSpeed: sets ``TORCH_EXTENSIONS_DIR`` and ``PATH`` of this process, so that it loads
+    the operators that set-up compiled. Returns the stale build locks it removed, for the caller to report.
+
+    ``PATH``: torch runs ``ninja`` before loading an operator, and a ninja of another version than the one that built
+    it (a system package, where this environment's ``bin`` is not on ``PATH``) compiles everything again.
+    """
+    folder = torch_extensions_dir()
+    folder.mkdir(parents=True, exist_ok=True)
+    os.environ["TORCH_EXTENSIONS_DIR"] = str(folder)
+    tools = str(Path(sys.executable).parent)
+    path = os.environ.get("PATH", os.defpath)
+    if path.split(os.pathsep)[0] != tools:
+        os.environ["PATH"] = tools + os.pathsep + path
+    return remove_stale_build_locks(folder)
+
+
 def stale_build_locks(folder: Path, *, min_age_s: float = 60.0) -> list[Path]:
     """Build locks under ``folder`` that no running build holds.
 
