@@ -338,6 +338,16 @@ class Fleet(Generic[ActorT]):
         deadline = time.monotonic() + self.call_timeout_s
         return {worker: self._wait(call, deadline) for worker, call in calls.items()}
 
+    def wait(self, call: int) -> Ok[Any] | Err:
+        """Wait for one ``call_async``; ``ready`` then does not return it."""
+        return self._wait(call, time.monotonic() + self.call_timeout_s)
+
+    def restart(self, worker: int, reason: str) -> None:
+        """End an actor whose state can no longer be trusted; it counts as lost and comes back new."""
+        if self._workers[worker].state is not WorkerState.LOST:
+            self._kill(self._workers[worker])
+            self._lose(worker, reason)
+
     @property
     def live_workers(self) -> list[int]:
         return [worker for worker, w in self._workers.items() if w.state is WorkerState.LIVE]

@@ -10,18 +10,43 @@ flatten ──► object ──► WeightSync.publish ──►     1 receive, c
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+
+from rlplatform.config import PublishConfig
+from rlplatform.roles import RunStopped
+from rlplatform.types import Metrics
 
 if TYPE_CHECKING:
     import torch
 
+    from actors.rollout_fleet import RolloutFleet
+
 ALIGN = 64  # bytes; every tensor starts on a cache line
 _COLUMNS = 1021  # 8-byte words a row of the checksum's table; a prime, so that no matrix lines up with it
 _WEIGHTS = np.arange(1, 2 * _COLUMNS, 2, dtype=np.uint64)
+
+
+@dataclass(frozen=True)
+class PublishReport:
+    """What one engine found while it took new weights."""
+
+    mismatches: tuple[str, ...] = ()  # tensors that arrived damaged, or that the engine computes with differently
+    num_exact: int = 0  # tensors compared value by value
+    num_probed: int = 0  # tensors compared through probes
+
+    @classmethod
+    def merge(cls, reports: Sequence[PublishReport]) -> PublishReport:
+        """One report of all ranks of an engine."""
+        names = dict.fromkeys(name for report in reports for name in report.mismatches)
+        return cls(tuple(names), min(r.num_exact for r in reports), min(r.num_probed for r in reports))
+
+
+Payload = tuple["WeightManifest", np.ndarray]  # what LearnerGroup.gather_weights() refers to: manifest, uint8 [bytes]
 
 
 # --- the payload ----------------------------------------------------------------------------------------------------
@@ -115,3 +140,95 @@ def unflatten(manifest: WeightManifest, flat: np.ndarray) -> Iterator[tuple[str,
         dtype = getattr(torch, entry.dtype)
         data = buffer[entry.offset : entry.offset + entry.nbytes]
         yield entry.name, (data.view(dtype) if entry.nbytes else torch.empty(0, dtype=dtype)).reshape(entry.shape)
+
+
+# --- the operation --------------------------------------------------------------------------------------------------
+
+
+class WeightSource(Protocol):
+    """The learner, as far as publishing needs it."""
+
+    def gather_weights(self) -> Any: ...  # ray.ObjectRef of a Payload, whole tensors under checkpoint names
+
+
+class WeightSync:
+    """Publishes a learner's weights to every rollout worker, and again to a worker that was restarted.
+
+    Every comparison is exact on the first publish, on each ``full_verify_every``-th, and always for models of at most
+    ``full_verify_max_mib``; between those, columns in turn and a random direction of every matrix are compared.
+    """
+
+    def __init__(self, fleet: RolloutFleet, config: PublishConfig) -> None:
+        self._fleet, self._config = fleet, config
+        self._num_publishes = 0
+        self._current: tuple[Any, int] | None = None  # payload and version that a restarted worker is given
+        fleet.republish = self._republish
+
+    def publish(self, learner: WeightSource, version: int) -> Metrics:
+        """Make every live worker serve ``version``; returns when all of them compute with the learner's weights.
+
+        Sequences in flight go on under the new weights. A worker that is lost meanwhile gets them when it is back.
+
+        Raises:
+            RunStopped: a tensor arrived damaged, or an engine computes with something else; names both.
+        """
+        began = time.perf_counter()
+        ref = learner.gather_weights()
+        manifest = self._manifest(ref)
+        self._current = (ref, version)
+        every = self._config.full_verify_every
+        full = (every > 0 and self._num_publishes % every == 0) or self._is_small(manifest) or self._num_publishes == 0
+        self._num_publishes += 1
+        reports = self._send(self._fleet.workers.live_workers, full)
+        return {
+            "publish/seconds": time.perf_counter() - began,
+            "publish/bytes": float(manifest.num_bytes),
+            "publish/verified_tensors": float(min((r.num_exact for r in reports), default=0)),
+            "publish/probed_tensors": float(max((r.num_probed for r in reports), default=0)),
+        }
+
+    def _send(self, workers: Sequence[int], full: bool) -> list[PublishReport]:
+        from actors.fleet import Err
+        from actors.rollout_worker import RolloutWorker
+
+        if self._current is None:
+            return []
+        ref, version = self._current
+        results = self._fleet.workers.call_each(workers, RolloutWorker.load_weights, ref, version, full)
+        reports: list[PublishReport] = []
+        for worker, result in results.items():
+            name = self._fleet.workers.name(worker)
+            if isinstance(result, Err):
+                if not result.lost:
+                    raise RunStopped(f"publish {version} failed in {name}: {result}")
+            elif result.value.mismatches:
+                wrong = ", ".join(result.value.mismatches[:20])
+                raise RunStopped(
+                    f"publish {version}: {name} does not compute with the learner's weights. "
+                    f"{len(result.value.mismatches)} tensors differ: {wrong}"
+                )
+            else:
+                reports.append(result.value)
+        return reports
+
+    def _republish(self, worker: int) -> None:
+        if not self._send([worker], full=True) and self._current is not None:
+            from actors.fleet import ActorError
+
+            raise ActorError(f"{self._fleet.workers.name(worker)} was lost again while it took the current weights")
+
+    def _is_small(self, manifest: WeightManifest) -> bool:
+        return manifest.num_bytes <= self._config.full_verify_max_mib * 2**20
+
+    def _manifest(self, ref: Any) -> WeightManifest:
+        """The payload's manifest; also where an exception of ``gather_weights`` surfaces, as itself."""
+        import ray
+
+        timeout_s = self._fleet.workers.call_timeout_s
+        if sum(node["Alive"] for node in ray.nodes()) == 1:
+            return ray.get(ref, timeout=timeout_s)[0]  # the payload itself is mapped, not copied
+        return ray.get(ray.remote(num_cpus=0)(_first).remote(ref), timeout=timeout_s)  # runs where the payload lies
+
+
+def _first(payload: Payload) -> WeightManifest:
+    return payload[0]

@@ -1,0 +1,346 @@
+"""A Ray actor around one vLLM engine: requests in, whole groups of rollouts out.
+
+The engine runs inside this process and is stepped by ``pump``. Between two steps requests are added and weights are
+loaded, so a publish never races with sampling. The same class serves CPU and GPU; only engine arguments differ.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from actors.fleet import FleetActor
+from actors.weight_sync import Payload, PublishReport
+from rlplatform.config import ModelConfig, RolloutConfig
+from rlplatform.types import FINISH_LENGTH, FINISH_STOP, GenerationRequest, Rollout, SamplingParams
+
+LINGER_S = 0.01  # once a group is finished, `pump` goes on this long to let others finish too
+FINISH = {"stop": FINISH_STOP, "length": FINISH_LENGTH}
+EXTENSION = "actors.vllm_extension.WeightExtension"
+
+
+def engine_env(config: RolloutConfig) -> dict[str, str]:
+    """Environment of a worker process; vLLM and OpenMP read it when they are imported."""
+    return {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine lives in the actor's own process
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # workers share the machine; Ray decides who runs where
+        "VLLM_CPU_KVCACHE_SPACE": "",  # rollout.kv_cache_gib decides
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "WARNING"),
+        "OMP_NUM_THREADS": str(max(1, int(config.cpus_per_worker))),
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+
+
+@dataclass(frozen=True)
+class Job:
+    """One request as the fleet numbers it."""
+
+    ticket: int
+    request: GenerationRequest
+    sampling: SamplingParams
+
+
+@dataclass(frozen=True)
+class FinishedJob:
+    """What became of one job; the prompt stays with the driver."""
+
+    ticket: int
+    rollouts: tuple[Rollout, ...]
+    num_rejected: int
+
+
+@dataclass(frozen=True)
+class PumpReply:
+    finished: list[FinishedJob]
+    num_unfinished: int  # sequences still in the engine
+    busy_seconds: float
+    num_prompt_tokens: int = 0  # of the finished jobs, one sample a job
+    num_cached_tokens: int = 0  # of those, found in the prefix cache
+
+
+@dataclass
+class _Running:
+    job: Job
+    first_version: int  # in force when the job was added
+    # sample -> [(tokens it had at a publish, the version published)]
+    publishes: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
+
+
+class RolloutWorker(FleetActor):
+    """One engine. ``seed`` is the engine's own; every request carries seeds of its own."""
+
+    def __init__(self, model_path: str, model: ModelConfig, config: RolloutConfig, max_model_len: int, seed: int):
+        if not os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
+            os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)
+        from transformers import AutoTokenizer
+        from vllm import EngineArgs
+        from vllm.v1.engine.llm_engine import LLMEngine
+
+        self._tokenizer = AutoTokenizer.from_pretrained(model_path, trust_remote_code=model.trust_remote_code)
+        on_cpu = config.gpus_per_worker == 0
+        arguments: dict[str, Any] = {
+            "model": model_path,
+            "trust_remote_code": model.trust_remote_code,
+            "dtype": model.dtype,
+            "max_model_len": _engine_length(model_path, model, max_model_len),
+            "seed": seed,
+            "tensor_parallel_size": config.tensor_parallel_size,
+            "max_num_seqs": config.max_num_seqs,
+            "max_num_batched_tokens": config.max_batched_tokens,
+            "enforce_eager": config.enforce_eager,
+            "enable_prefix_caching": True,
+            "generation_config": "vllm",  # never the model folder's defaults
+            "logprobs_mode": "processed_logprobs",  # of the distribution that is sampled from, temperature included
+            "skip_tokenizer_init": True,  # text is decoded here, once a completion is finished
+            "disable_log_stats": True,
+            "worker_extension_cls": EXTENSION,
+        }
+        if on_cpu:
+            arguments |= {"kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30), "block_size": 32}
+        else:
+            arguments["gpu_memory_utilization"] = config.gpu_memory_utilization
+        if config.tensor_parallel_size > 1:
+            arguments["distributed_executor_backend"] = "mp"
+        self._engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
+        self._stop_ids = stop_ids(self._engine.model_config, model_path, self._tokenizer, model.trust_remote_code)
+        self._running: dict[str, _Running] = {}
+        self._finished: list[FinishedJob] = []
+        self._prompt_tokens = self._cached_tokens = 0
+        self._num_scored = 0
+        self._version = 0
+        self._out_of_service = ""
+        self._warm_up()
+
+    # --- generation ---------------------------------------------------------------------------------------------
+
+    def pump(self, jobs: Sequence[Job], budget_s: float) -> PumpReply:
+        """Add jobs and step until a group is finished, ``budget_s`` passed, or nothing is left to do.
+
+        Raises:
+            RuntimeError: a publish failed its verification; these weights must not sample.
+        """
+        if self._out_of_service:
+            raise RuntimeError(f"out of service: {self._out_of_service}")
+        for job in jobs:
+            self._add(job)
+        began = time.perf_counter()
+        end = began + budget_s
+        while self._engine.has_unfinished_requests():
+            self._take(self._engine.step())
+            now = time.perf_counter()
+            if self._finished:
+                end = min(end, now + LINGER_S)
+            if now >= end:
+                break
+        reply = PumpReply(
+            self._finished,
+            self._engine.get_num_unfinished_requests(),
+            time.perf_counter() - began,
+            self._prompt_tokens,
+            self._cached_tokens,
+        )
+        self._finished, self._prompt_tokens, self._cached_tokens = [], 0, 0
+        return reply
+
+    def effective_sampling(self, sampling: SamplingParams) -> dict[str, Any]:
+        """The parameters as the engine holds them for a request, for the run's record."""
+        from vllm.inputs import TokensPrompt
+
+        request = self._engine.input_processor.process_inputs(
+            "effective-sampling",
+            TokensPrompt(prompt_token_ids=[0]),
+            self._params(sampling, 1, 0),
+            supported_tasks=self._engine.get_supported_tasks(),
+        )
+        params: Any = request.params
+        names = [f.name for f in SamplingParams.__dataclass_fields__.values() if f.name != "stop_token_ids"]
+        names[names.index("max_new_tokens")] = "max_tokens"
+        effective = {name: getattr(params, name) for name in names}
+        return effective | {
+            "stop_token_ids": sorted(set(params.stop_token_ids) | set(params.all_stop_token_ids)),
+            "min_tokens": params.min_tokens,
+            "bad_words": params.bad_words,
+            "logit_bias": params.logit_bias,
+            "ignore_eos": params.ignore_eos,
+            "logprobs_mode": self._engine.model_config.logprobs_mode,
+            "dtype": str(self._engine.model_config.dtype),
+            "model": self._engine.model_config.model,
+        }
+
+    def logprobs(self, rows: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Log-probabilities of given tokens at temperature 1, computed anew (the prefix cache is not read).
+
+        Args:
+            rows: int32 [L] each, at most the engine's maximum length.
+
+        Returns:
+            float32 [L] each; entry ``t`` is log p(row[t] | row[:t]), NaN for ``t = 0``.
+        """
+        from vllm import SamplingParams as EngineParams
+        from vllm.inputs import TokensPrompt
+        from vllm.sampling_params import RequestOutputKind
+
+        params = EngineParams(
+            max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY
+        )
+        answers: dict[str, Any] = {}
+        names = [f"score-{self._num_scored + i}" for i in range(len(rows))]
+        self._num_scored += len(rows)
+        for name, row in zip(names, rows, strict=True):
+            self._engine.add_request(name, TokensPrompt(prompt_token_ids=row.tolist()), params)
+        while len(answers) < len(rows):
+            outputs = self._engine.step()
+            answers |= {output.request_id: output for output in outputs if output.request_id.startswith("score-")}
+            self._take(output for output in outputs if not output.request_id.startswith("score-"))
+        results = []
+        for name, row in zip(names, rows, strict=True):
+            result = np.full(len(row), np.nan, dtype=np.float32)
+            for place, entry in enumerate(answers[name].prompt_logprobs):
+                if entry is not None and int(row[place]) in entry:
+                    result[place] = entry[int(row[place])].logprob
+            results.append(result)
+        return results
+
+    # --- weights ------------------------------------------------------------------------------------------------
+
+    def load_weights(self, payload: Payload, version: int, full: bool) -> PublishReport:
+        """Receive, reload, reset the prefix cache, verify, and only then serve ``version``: see ``weight_sync``.
+
+        Running requests are preempted; they go on from the tokens they have, with their prefix computed anew. On a
+        mismatch the report names the tensors, and this worker refuses to sample until a later publish verifies.
+        """
+        self._out_of_service = f"publish {version} did not finish"
+        reports = self._engine.collective_rpc("receive_weights", args=(*payload, full, version))
+        if not self._engine.reset_prefix_cache(reset_running_requests=True):
+            raise RuntimeError("reset_prefix_cache() returned False: old keys and values would be reused")
+        report = PublishReport.merge(reports)
+        if report.mismatches:
+            self._out_of_service = f"publish {version}: {', '.join(report.mismatches)} differ from what was sent"
+            return report
+        for state in self._engine.output_processor.request_states.values():
+            running = self._running.get(state.external_req_id)
+            if running is not None and state.detokenizer is not None:
+                place = (state.detokenizer.num_output_tokens(), version)
+                running.publishes.setdefault(state.request_index, []).append(place)
+        self._version = version
+        self._out_of_service = ""
+        return report
+
+    def version(self) -> int:
+        return self._version
+
+    # --- inside -------------------------------------------------------------------------------------------------
+
+    def _params(self, sampling: SamplingParams, num_samples: int, seed: int) -> Any:
+        from vllm import SamplingParams as EngineParams
+        from vllm.sampling_params import RequestOutputKind
+
+        return EngineParams(
+            n=num_samples,
+            seed=seed if sampling.temperature > 0 else None,
+            max_tokens=sampling.max_new_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            min_p=sampling.min_p,
+            repetition_penalty=sampling.repetition_penalty,
+            presence_penalty=sampling.presence_penalty,
+            frequency_penalty=sampling.frequency_penalty,
+            stop_token_ids=sorted(self._stop_ids | set(sampling.stop_token_ids)),
+            logprobs=0,  # of the sampled token only
+            flat_logprobs=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,  # a group comes back whole
+        )
+
+    def _add(self, job: Job) -> None:
+        from vllm.inputs import TokensPrompt
+
+        request = job.request
+        prompt = TokensPrompt(prompt_token_ids=request.prompt.token_ids.tolist())
+        name = str(job.ticket)
+        self._running[name] = _Running(job, self._version)
+        self._engine.add_request(name, prompt, self._params(job.sampling, request.num_samples, request.seed))
+
+    def _take(self, outputs: Iterable[Any]) -> None:
+        for output in outputs:
+            running = self._running.pop(output.request_id)
+            rollouts = [self._rollout(completion, running) for completion in output.outputs]
+            kept = tuple(rollout for rollout in rollouts if rollout is not None)
+            self._finished.append(FinishedJob(running.job.ticket, kept, len(rollouts) - len(kept)))
+            self._prompt_tokens += len(running.job.request.prompt.token_ids)
+            self._cached_tokens += output.num_cached_tokens or 0
+
+    def _rollout(self, completion: Any, running: _Running) -> Rollout | None:
+        """The rollout of one completion, or None where it is rejected: aborted, or a token without its logprob."""
+        finish = FINISH.get(completion.finish_reason)
+        token_ids = np.asarray(completion.token_ids, dtype=np.int32)
+        logprobs = sampled_logprobs(completion.token_ids, completion.logprobs)
+        if finish is None or logprobs is None:
+            return None
+        versions = np.full(len(token_ids), running.first_version, dtype=np.int32)
+        for num_tokens, version in running.publishes.get(completion.index, ()):
+            versions[num_tokens:] = version
+        visible = token_ids[:-1] if finish == FINISH_STOP else token_ids  # the stop token comes last
+        return Rollout(
+            token_ids=token_ids,
+            loss_mask=np.ones(len(token_ids), dtype=np.bool_),
+            rollout_logprobs=logprobs,
+            policy_version=versions,
+            finish=finish,
+            text=self._tokenizer.decode(visible, skip_special_tokens=False, clean_up_tokenization_spaces=False),
+        )
+
+    def _warm_up(self) -> None:
+        """The first steps allocate and compile; no measured call should pay for that."""
+        self.logprobs([np.zeros(3, dtype=np.int32)])
+        self._engine.reset_prefix_cache()
+
+
+def sampled_logprobs(token_ids: Sequence[int], logprobs: Any) -> np.ndarray | None:
+    """The sampled tokens' log-probabilities, float32 [L], looked up by token id.
+
+    None when any is missing or not finite. A missing one must never become 0.0, which would say probability 1.
+    """
+    if logprobs is None or len(logprobs) != len(token_ids):
+        return None
+    if list(getattr(logprobs, "token_ids", ())) == list(token_ids):  # one entry a position, in order
+        values = np.asarray(logprobs.logprobs, dtype=np.float32)
+    else:
+        entries = [logprobs[place].get(token) for place, token in enumerate(token_ids)]
+        if any(entry is None for entry in entries):
+            return None
+        values = np.asarray([entry.logprob for entry in entries], dtype=np.float32)
+    return values if np.isfinite(values).all() else None
+
+
+def stop_ids(model_config: Any, model_path: str, tokenizer: Any, trust_remote_code: bool = False) -> frozenset[int]:
+    """All ids that end a completion: of config, generation_config, tokenizer, and ``<|im_end|>`` where the template
+    ends a turn with it."""
+    from transformers import GenerationConfig
+
+    found: list[Any] = [model_config.hf_config.eos_token_id, tokenizer.eos_token_id]
+    with contextlib.suppress(OSError):  # a folder without generation_config.json
+        found.append(GenerationConfig.from_pretrained(model_path).eos_token_id)
+    template = tokenizer.chat_template
+    if template and "<|im_end|>" in str(template):
+        found.append(tokenizer.get_vocab().get("<|im_end|>"))
+    ids: set[int] = set()
+    for value in found:
+        ids.update(value if isinstance(value, (list, tuple)) else [] if value is None else [value])
+    return frozenset(ids)
+
+
+def _engine_length(model_path: str, model: ModelConfig, max_model_len: int) -> int:
+    """One token more than asked for where the model has room, so that a full-length row can still be scored."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(model_path, trust_remote_code=model.trust_remote_code)
+    return min(max_model_len + 1, max(getattr(config, "max_position_embeddings", 0), max_model_len))

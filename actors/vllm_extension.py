@@ -1,0 +1,290 @@
+"""What runs inside vLLM's own worker process: receive weights, reload them, and say what the engine computes with.
+
+vLLM's CPU backend multiplies with packed copies of the weights, and a reload leaves some of them stale without a word:
+the head that is tied to the embedding, and the experts of a mixture. The cures are below; ``verify`` would see a copy
+that they missed, because it reads the packed copies themselves, through the very calls that the forward pass makes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod
+from vllm.model_executor.layers.linear import (
+    ColumnParallelLinear,
+    MergedColumnParallelLinear,
+    QKVParallelLinear,
+    RowParallelLinear,
+)
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
+
+from actors.weight_sync import PublishReport, WeightManifest, corrupted, unflatten
+
+PROBE_COLUMNS = 32  # columns of each matrix that a cheap verification compares exactly; they rotate
+CHUNK_COLUMNS = 256  # columns that a full verification unpacks at a time
+EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.(gate|up|down)_proj\.weight")
+
+
+class WeightExtension:
+    """Mixed into vLLM's worker by ``worker_extension_cls``; called through ``collective_rpc`` on every rank."""
+
+    model_runner: Any
+
+    def receive_weights(self, manifest: WeightManifest, flat: np.ndarray, full: bool, round_: int) -> PublishReport:
+        """Take a payload, and compare first what arrived, then what the engine computes with.
+
+        Args:
+            full: compare every value; otherwise rotating columns and a random direction of every matrix.
+            round_: number of this publish, which picks the columns.
+        """
+        damaged = corrupted(manifest, flat)
+        if damaged:
+            return PublishReport(tuple(f"{name} (damaged on the way)" for name in damaged))
+        weights = dict(unflatten(manifest, flat))
+        model = self.model_runner.get_model()
+        forget_packed_experts(model)
+        self.model_runner.reload_weights(weights_iterator=iter(weights.items()), is_checkpoint_format=True)
+        repack_tied_head(model)
+        return verify(model, weights, full=full, round_=round_)
+
+
+# --- cures ----------------------------------------------------------------------------------------------------------
+
+
+def forget_packed_experts(model: nn.Module) -> None:
+    """Before a reload on CPU: with its kernel still there, vLLM skips packing the new experts."""
+    for module in model.modules():
+        method = getattr(module, "quant_method", None)
+        if isinstance(method, UnquantizedFusedMoEMethod) and _on_cpu(model):
+            method.moe_kernel = None
+
+
+def repack_tied_head(model: nn.Module) -> None:
+    """After a reload on CPU: the embedding was packed anew, the head that shares its weight was not."""
+    head = tied_head(model)
+    for embedding in model.modules():
+        if head is not None and hasattr(head, "cpu_linear") and _embeds(embedding, head):
+            head.cpu_linear = embedding.cpu_linear
+
+
+def _on_cpu(model: nn.Module) -> bool:
+    return next(model.parameters()).device.type == "cpu"
+
+
+# --- where a checkpoint tensor lives in the engine --------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Place:
+    """One checkpoint tensor's part of one engine parameter, of this rank."""
+
+    name: str  # in the checkpoint
+    module: nn.Module
+    parameter: str
+    rows: slice  # of the engine's parameter
+    expected: torch.Tensor  # this rank's part of the checkpoint tensor
+
+
+class NoPlaceError(LookupError):
+    """A tensor was sent that the engine has no place for."""
+
+
+def _places(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> Iterator[_Place]:
+    modules = dict(model.named_modules())
+    packed = getattr(model, "packed_modules_mapping", {})
+    parent = {child: (fused, index) for fused, children in packed.items() for index, child in enumerate(children)}
+    tied = tied_head(model)
+    for name, tensor in weights.items():
+        path, _, parameter = name.rpartition(".")
+        before, _, leaf = path.rpartition(".")
+        index = 0
+        if path not in modules and leaf in parent:
+            fused, index = parent[leaf]
+            path = f"{before}.{fused}"
+        if path not in modules or not hasattr(modules[path], parameter):
+            raise NoPlaceError(name)
+        module = modules[path]
+        rows, expected = _part(module, index, tensor)
+        if tied is not None and module is tied:
+            continue  # a tied head takes the embedding, whatever else the checkpoint holds
+        yield _Place(name, module, parameter, rows, expected)
+        if tied is not None and _embeds(module, tied):
+            yield _Place(f"lm_head.weight (tied to {name})", tied, "weight", rows, expected)
+
+
+def tied_head(model: nn.Module) -> ParallelLMHead | None:
+    """The head that multiplies with the embedding's weight, if there is one."""
+    heads = [m for m in model.modules() if isinstance(m, ParallelLMHead)]
+    return next((head for head in heads if any(_embeds(m, head) for m in model.modules())), None)
+
+
+def _embeds(module: nn.Module, head: ParallelLMHead) -> bool:
+    return type(module) is VocabParallelEmbedding and module.weight is head.weight
+
+
+def _part(module: nn.Module, index: int, tensor: torch.Tensor) -> tuple[slice, torch.Tensor]:
+    """Rows of the module's parameter that ``tensor`` fills on this rank, and the part of ``tensor`` that fills them."""
+    rank, size = getattr(module, "tp_rank", 0), getattr(module, "tp_size", 1)
+    if isinstance(module, VocabParallelEmbedding):
+        own = module.shard_indices
+        part = tensor[own.org_vocab_start_index : own.org_vocab_end_index]
+        return slice(0, len(part)), part
+    if isinstance(module, QKVParallelLinear):
+        head, v_head = module.head_size, module.v_head_size
+        sizes = [module.num_heads * head, module.num_kv_heads * head, module.num_kv_heads * v_head]
+        source = rank if index == 0 else rank // module.num_kv_head_replicas
+    elif isinstance(module, MergedColumnParallelLinear):
+        sizes = [n // size for n in module.output_sizes]
+        source = rank
+    elif isinstance(module, ColumnParallelLinear):
+        sizes, source = [tensor.shape[0] // size], rank
+    elif isinstance(module, RowParallelLinear) and tensor.ndim == 2:
+        width = tensor.shape[1] // size
+        return slice(0, tensor.shape[0]), tensor[:, rank * width : (rank + 1) * width]
+    else:
+        return slice(0, tensor.shape[0]), tensor
+    start = sum(sizes[:index])
+    return slice(start, start + sizes[index]), tensor[source * sizes[index] : (source + 1) * sizes[index]]
+
+
+# --- verification ---------------------------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def verify(model: nn.Module, weights: Mapping[str, torch.Tensor], *, full: bool, round_: int) -> PublishReport:
+    """Compare what the engine computes with and what was sent, tensor by tensor."""
+    experts = {name: match for name in weights if (match := EXPERT.fullmatch(name))}
+    by_parameter: dict[tuple[int, str], list[_Place]] = defaultdict(list)
+    try:
+        for place in _places(model, {name: w for name, w in weights.items() if name not in experts}):
+            by_parameter[id(place.module), place.parameter].append(place)
+    except NoPlaceError as error:
+        return PublishReport((f"{error} (the engine has no place for it)",))
+    wrong: list[str] = []
+    num_exact = num_probed = 0
+    for places in by_parameter.values():
+        bad, exact = _compare(places, full=full, round_=round_)
+        wrong += bad
+        num_exact += len(places) if exact else 0
+        num_probed += 0 if exact else len(places)
+    bad, exact = _compare_experts(model, weights, experts, full=full, round_=round_)
+    wrong += bad
+    num_exact += len(experts) if exact else 0
+    num_probed += 0 if exact else len(experts)
+    covered = set(by_parameter)
+    wrong += [f"{name} (never sent)" for name in _never_sent(model, covered, bool(experts))]
+    return PublishReport(tuple(wrong), num_exact, num_probed)
+
+
+def _never_sent(model: nn.Module, covered: set[tuple[int, str]], experts: bool) -> Iterator[str]:
+    for path, module in model.named_modules():
+        for name, _ in module.named_parameters(recurse=False):
+            if (id(module), name) not in covered and not (experts and name in ("w13_weight", "w2_weight")):
+                yield f"{path}.{name}"
+
+
+def _compare(places: list[_Place], *, full: bool, round_: int) -> tuple[list[str], bool]:
+    """Names of the tensors of one engine parameter that differ, and whether every value was compared."""
+    module, parameter = places[0].module, places[0].parameter
+    packed = parameter == "weight" and hasattr(module, "cpu_linear") and type(module) is not VocabParallelEmbedding
+    if not packed:
+        value = getattr(module, parameter)
+        return [p.name for p in places if not _equal(value[p.rows], p.expected)], True
+    num_columns = places[0].expected.shape[1]
+    if full:
+        chunks = [list(range(c, min(c + CHUNK_COLUMNS, num_columns))) for c in range(0, num_columns, CHUNK_COLUMNS)]
+    else:
+        first = round_ * PROBE_COLUMNS
+        chunks = [sorted({(first + i) % num_columns for i in range(min(PROBE_COLUMNS, num_columns))})]
+    wrong: set[str] = set()
+    for chunk in chunks:
+        columns = torch.tensor(chunk)
+        unpacked = _product(module, nn.functional.one_hot(columns, num_columns))  # [chunk, rows]: exact columns
+        for place in places:
+            if not _equal(unpacked[:, place.rows].T, place.expected[:, columns]):
+                wrong.add(place.name)
+    if not full:
+        direction = torch.randn(1, num_columns, generator=torch.Generator().manual_seed(round_))
+        product = _product(module, direction)
+        for place in places:
+            if not _close(product[0, place.rows], place.expected, direction[0], _dtype(module)):
+                wrong.add(place.name)
+    return [p.name for p in places if p.name in wrong], full
+
+
+def _product(module: Any, x: torch.Tensor) -> torch.Tensor:
+    """``x @ weight.T`` by the call that the forward pass makes, without the bias."""
+    return module.cpu_linear(x.to(_dtype(module)), module.weight, None)
+
+
+def _dtype(module: Any) -> torch.dtype:
+    return getattr(module, "params_dtype", None) or module.weight.dtype
+
+
+def _equal(value: torch.Tensor, expected: torch.Tensor) -> bool:
+    return value.shape == expected.shape and torch.equal(value, expected.to(device=value.device, dtype=value.dtype))
+
+
+def _close(product: torch.Tensor, expected: torch.Tensor, direction: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Is ``product`` = ``expected @ direction`` up to the rounding of ``dtype``?"""
+    direction = direction.to(dtype).to(torch.float32)
+    weight = expected.to(dtype).to(torch.float32)
+    scale = weight.norm(dim=1) * direction.norm()
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-2
+    return bool(((product.to(torch.float32) - weight @ direction).abs() <= tolerance * scale).all())
+
+
+def _compare_experts(
+    model: nn.Module,
+    weights: Mapping[str, torch.Tensor],
+    experts: Mapping[str, re.Match[str]],
+    *,
+    full: bool,
+    round_: int,
+) -> tuple[list[str], bool]:
+    """Experts whose packed matrices differ; without ``full`` one expert a layer, in turn."""
+    layers: dict[str, dict[int, dict[str, str]]] = defaultdict(lambda: defaultdict(dict))
+    for name, match in experts.items():
+        layers[match[1]][int(match[2])][match[3]] = name
+    wrong: list[str] = []
+    for path, by_number in layers.items():
+        module = next((m for n, m in model.named_modules() if n.startswith(path) and hasattr(m, "w13_weight")), None)
+        if module is None:
+            wrong += [name for names in by_number.values() for name in names.values()]
+            continue
+        numbers = sorted(by_number)
+        for number in numbers if full else [numbers[round_ % len(numbers)]]:
+            names = by_number[number]
+            matrices = {kind: weights[name] for kind, name in names.items()}
+            up_ok, down_ok = _expert_equal(module, number, matrices)
+            wrong += [names[kind] for kind, ok in (("gate", up_ok), ("up", up_ok), ("down", down_ok)) if not ok]
+    return wrong, full
+
+
+def _expert_equal(module: Any, number: int, matrices: Mapping[str, torch.Tensor]) -> tuple[bool, bool]:
+    """Is the packed (gate, up) matrix of one expert what packing the sent ones gives, and the down matrix?"""
+    rank, size = module.tp_rank, module.tp_size
+    num_local = module.w13_weight.shape[0]
+    local = number if module.expert_map is None else int(module.expert_map[number])
+    if not 0 <= local < num_local:
+        return True, True  # another rank holds it
+    gate, up = (m.chunk(size, dim=0)[rank] for m in (matrices["gate"], matrices["up"]))
+    down = matrices["down"].chunk(size, dim=1)[rank]
+    padded = module.w13_weight.shape[1] // 2
+    w13 = torch.zeros(1, 2 * padded, gate.shape[1], dtype=module.w13_weight.dtype)
+    w13[0, : len(gate)], w13[0, padded : padded + len(up)] = gate, up
+    w2 = torch.zeros(1, down.shape[0], padded, dtype=module.w2_weight.dtype)
+    w2[0, :, : down.shape[1]] = down
+    if module.w13_weight.device.type == "cpu":
+        from vllm._custom_ops import cpu_prepack_moe_weight
+
+        isa = module.quant_method.moe_kernel.fused_experts.isa
+        w13, w2 = cpu_prepack_moe_weight(w13, isa), cpu_prepack_moe_weight(w2, isa)
+    return _equal(module.w13_weight[local], w13[0]), _equal(module.w2_weight[local], w2[0])
