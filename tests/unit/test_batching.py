@@ -206,7 +206,9 @@ def test_overlong_shaping_makes_a_difference_where_scores_are_equal() -> None:
     rewards = shaped_rewards(scored.group.rollouts, scored.verdicts, **shaping)
     np.testing.assert_allclose(rewards, [1.0, 0.7, 0.4], rtol=1e-6)
     assert drop_zero_variance([scored])[0] == []
-    assert drop_zero_variance([scored], **shaping)[0] == [scored]
+    kept, counts = drop_zero_variance([scored], **shaping)
+    assert kept == [scored]
+    assert counts["groups/zero_variance"] == 0
     batch = make_batch([scored], advantage="group_mean", **shaping)
     np.testing.assert_allclose(batch.rewards, [1.0, 0.7, 0.4], rtol=1e-6)
     np.testing.assert_allclose(batch.advantages[batch.loss_mask], [0.3] * 6 + [0] * 8 + [-0.3] * 10, atol=1e-6)
