@@ -14,7 +14,7 @@ import time
 import traceback
 from concurrent.futures import ProcessPoolExecutor
 
-from rlplatform.paths import remove_stale_build_locks, torch_extensions_dir
+from rlplatform.paths import prepare_deepspeed
 
 # Shared-memory collectives, which every process group on CPU loads, and the optimiser for offloaded states.
 OPERATORS = ("ShareMemCommBuilder", "CPUAdamBuilder")
@@ -37,10 +37,7 @@ def build(name: str) -> str | None:
 
 
 def main() -> int:
-    folder = torch_extensions_dir()
-    folder.mkdir(parents=True, exist_ok=True)
-    os.environ["TORCH_EXTENSIONS_DIR"] = str(folder)
-    for lock in remove_stale_build_locks(folder):
+    for lock in prepare_deepspeed():
         print(f"set-up:   removed the lock of a build that was killed: {lock}", flush=True)
     # An operator is mostly one translation unit, so the cores are used by building several at once.
     os.environ.setdefault("MAX_JOBS", "1")

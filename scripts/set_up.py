@@ -33,10 +33,10 @@ def say(text: str) -> None:
     print(f"set-up: {text}", flush=True)
 
 
-def run(command: Iterable[str | Path], *, what: str, env: dict[str, str] | None = None) -> None:
+def run(command: Iterable[str | Path], *, what: str) -> None:
     argv = [str(part) for part in command]
     started = time.monotonic()
-    code = subprocess.run(argv, cwd=ROOT, env=env).returncode
+    code = subprocess.run(argv, cwd=ROOT).returncode
     if code:
         raise SetupError(f"{what} failed with exit code {code}. The command was:\n  {' '.join(argv)}")
     say(f"{what}: {time.monotonic() - started:.0f} s")
@@ -131,8 +131,7 @@ def byte_compile(python: Path) -> None:
 
 
 def build_operators(python: Path) -> None:
-    env = dict(os.environ, PATH=f"{python.parent}{os.pathsep}{os.environ.get('PATH', '')}")  # ninja lives there
-    run([python, "scripts/build_ops.py"], what="DeepSpeed operators", env=env)
+    run([python, "scripts/build_ops.py"], what="DeepSpeed operators")
 
 
 def main() -> int:

@@ -230,6 +230,22 @@ class TestStaleBuildLocks:
             build.communicate(b"\n", timeout=30)
         assert remove_stale_build_locks(tmp_path) == [lock]
 
+    def test_deepspeed_finds_set_ups_operators_and_its_ninja_first(self, tmp_path: Path) -> None:
+        """Another ninja than the one that built an operator builds it again, a minute inside a start-up deadline."""
+        result = python(
+            f"""
+            import os, shutil, sys
+            os.environ.update(TORCH_EXTENSIONS_DIR={str(tmp_path / "ops")!r}, PATH="/usr/bin:/bin")
+            from rlplatform.paths import prepare_deepspeed
+            lock = {str(self.lock(tmp_path / "ops", 120))!r}
+            print([str(path) for path in prepare_deepspeed()] == [lock], not os.path.exists(lock))
+            prepare_deepspeed()  # twice changes nothing
+            print(os.environ["PATH"] == os.path.dirname(sys.executable) + ":/usr/bin:/bin", shutil.which("ninja"))
+            """
+        )
+        ninja = Path(sys.executable).with_name("ninja")
+        assert result.stdout.split() == ["True", "True", "True", str(ninja)], result.stderr
+
     def test_operators_are_kept_apart_by_what_they_were_built_against(self, monkeypatch: pytest.MonkeyPatch) -> None:
         from importlib.metadata import version
 
