@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from pathlib import Path
 
 
 def main() -> None:
@@ -25,7 +26,7 @@ def main() -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
-    rows = [json.loads(line) for line in open(args.prompts)]
+    rows = [json.loads(line) for line in Path(args.prompts).read_text().splitlines()]
     dataset = Dataset.from_list([{"prompt": row["prompt"]} for row in rows])
     ends: list[float] = []
 

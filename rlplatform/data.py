@@ -287,7 +287,7 @@ class ShuffledPrompts:
 
 
 def text_of(prompt: Any) -> str:
-    """The text of a prompt value, e.g. to train a tokenizer on: a string, or messages with their roles, as in a chat."""
+    """The text of a prompt value, e.g. for a tokenizer to train on: a string, or messages with their roles."""
     if isinstance(prompt, str):
         return prompt
     return "\n".join(f"{message['role']}\n{message['content']}" for message in prompt)

@@ -80,7 +80,12 @@ class Batches:
         rounds, empty = 1, 0
         while True:
             scored = self._wait(step)
-            kept, counts = drop_zero_variance(scored, drop=algorithm.drop_zero_variance, **shaping(config))
+            kept, counts = drop_zero_variance(
+                scored,
+                drop=algorithm.drop_zero_variance,
+                score_range=(0.0, sum(config.reward.functions.values())),
+                **shaping(config),
+            )
             missing = config.prompts_per_step - len(kept) if algorithm.dynamic_sampling or not kept else 0
             if missing and algorithm.dynamic_sampling and rounds <= algorithm.max_sampling_rounds:
                 rounds += 1
