@@ -343,7 +343,7 @@ def _format(error: BaseException) -> str:
     told = _told(error)
     lines = list(told.format())
     num_frames = len(told.stack)
-    if num_frames > 10:
+    if num_frames > 10 and told.__cause__ is None and told.__context__ is None:
         first = next(i for i, line in enumerate(lines) if line.startswith("  File"))
         last = first + len(told.stack.format())
         lines[first + 3 : last - 3] = [f"  ... {num_frames - 6} frames ...\n"]

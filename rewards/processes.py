@@ -34,6 +34,7 @@ class Worker:
 
     pid: int
     channel: socket.socket
+    server: ForkServer
     ready: bool = False  # it has imported its functions
     _buffer: bytearray = field(default_factory=bytearray)
 
@@ -51,6 +52,19 @@ class Worker:
         *lines, rest = bytes(self._buffer).split(b"\n")
         self._buffer[:] = rest
         return [json.loads(line) for line in lines] if lines or data else None
+
+    def end(self) -> str:
+        """Kill it and everything it started, wait for it, and say how it ended.
+
+        Raises ForkServerDied when its server is gone, which has ended it too.
+        """
+        self.channel.close()
+        code = self.server.ask(("end", self.pid))
+        return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+    def soft_stop(self) -> None:
+        """Raise ``SoftTimeout`` in the function that it is running. Raises ForkServerDied."""
+        self.server.ask(("signal", self.pid, int(SOFT_SIGNAL)))
 
     @property
     def idle_and_dead(self) -> bool:
@@ -86,7 +100,7 @@ class ForkServer:
             "functions": dict(functions),
         }
         self._control.settimeout(start_timeout_s)
-        self._ask(setup)
+        self.ask(setup)
         self._control.settimeout(_ANSWER_TIMEOUT_S)
 
     @property
@@ -96,21 +110,12 @@ class ForkServer:
     def fork(self) -> Worker:
         ours, theirs = socket.socketpair()
         with theirs:
-            pid = self._ask(("fork",), theirs)
+            pid = self.ask(("fork",), theirs)
         ours.settimeout(_ANSWER_TIMEOUT_S)
-        return Worker(pid, ours)
+        return Worker(pid, ours, self)
 
-    def end(self, worker: Worker) -> str:
-        """Kill a worker and everything it started, wait for it, and say how it ended."""
-        worker.channel.close()
-        code = self._ask(("end", worker.pid))
-        return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-
-    def soft_stop(self, worker: Worker) -> None:
-        """Raise ``SoftTimeout`` in the function that the worker is running."""
-        self._ask(("signal", worker.pid, int(SOFT_SIGNAL)))
-
-    def _ask(self, message: Any, descriptor: socket.socket | None = None) -> Any:
+    def ask(self, message: Any, descriptor: socket.socket | None = None) -> Any:
+        """Send a command of ``rewards.child`` and return its answer."""
         with self._lock:
             try:
                 send_message(self._control, message)

@@ -144,7 +144,7 @@ class RewardPool:
         messages = worker.receive()
         if not messages:
             raise RewardLoadError(
-                f"the process that imports {list(self.functions)} died: {self._server.end(worker)}; its output is above"
+                f"the process that imports {list(self.functions)} died: {worker.end()}; its output is above"
             )
         if "failed" in messages[0]:
             raise RewardLoadError(f"{messages[0]['failed']}\n{messages[0]['traceback']}")
@@ -321,7 +321,7 @@ class RewardPool:
         elif elapsed >= self.timeout_s and not running.soft_stopped:
             running.soft_stopped = True
             with contextlib.suppress(ForkServerDied):  # then the worker's channel ends, and that is handled
-                self._server.soft_stop(running.worker)
+                running.worker.soft_stop()
         elif elapsed >= SLOW_ROW_S and self._may_detach(call, running):
             self._detach(call, running)
 
@@ -341,7 +341,7 @@ class RewardPool:
 
     def _died(self, call: _Call, running: _Running, started: bool = True) -> None:
         try:
-            how = self._server.end(running.worker)
+            how = running.worker.end()
         except ForkServerDied:
             how, started = "the fork server died", False
         if not started and running.task.innocent_deaths < 3:
@@ -413,9 +413,8 @@ class RewardPool:
                 self._changed.notify()
 
     def _end(self, worker: Worker) -> None:
-        worker.channel.close()
         with contextlib.suppress(ForkServerDied):  # its workers died with it
-            self._server.end(worker)
+            worker.end()
 
     def _replace(self, worker: Worker) -> Worker:
         self._end(worker)
