@@ -135,4 +135,296 @@ class AlgorithmConfig(TrackedReads):
     clip_high: float = 0.2  # DAPO's clip-higher: 0.28
     dual_clip: float = 0.0  # > 1 bounds the loss of negative advantages; 0 = off
     kl_coef: float = 0.0  # weight of the KL to the initial model; 0 = no reference model
-    kl_estimator: Literal["k1", "k2", "k3"] = "k3"  # k1 in the reward; k2 or k3 in the loss
+    kl_estimator: Literal["k1", "k2", "k3"] = (
+        "k3"  # k1 only with kl_in=reward: in the loss its expected gradient ignores the reference
+    )
+    kl_in: Literal["loss", "reward"] = "loss"  # one of the two, never both
+    entropy_coef: float = 0.0  # entropy bonus
+    importance_cap: float = 2.0  # truncated importance correction for sampler/learner mismatch; 0 = off
+    overlong_buffer: int = 0  # DAPO's overlong shaping: linear penalty over the last N tokens before max_new_tokens
+    overlong_penalty: float = 1.0  # what the last token of the buffer costs
+    drop_truncated: bool = False  # leave completions cut by max_new_tokens out of the loss (DAPO's overlong filtering)
+    drop_zero_variance: bool = True  # groups whose rewards are all equal carry no gradient
+    dynamic_sampling: bool = False  # refill dropped groups with new prompts (DAPO)
+    max_sampling_rounds: int = 3  # rounds of refilling
+    at_sampling_cap: Literal["train", "stop"] = "train"  # what the cap means: train on what is there, or stop
+    max_empty_steps: int = 3  # steps in a row without one usable group stop the run
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.clip_low < 1, f"algorithm.clip_low: expected in [0, 1), got {self.clip_low}")
+        _require(self.clip_high >= 0, f"algorithm.clip_high: expected >= 0, got {self.clip_high}")
+        _require(
+            self.dual_clip == 0 or self.dual_clip > 1,
+            f"algorithm.dual_clip: expected 0 (off) or > 1, got {self.dual_clip}",
+        )
+        _require(self.kl_coef >= 0, f"algorithm.kl_coef: expected >= 0, got {self.kl_coef}")
+        if self.kl_coef:  # losses.check_kl_placement says why
+            fitting = ("k1",) if self.kl_in == "reward" else ("k2", "k3")
+            _require(
+                self.kl_estimator in fitting,
+                f"algorithm.kl_estimator: expected {' or '.join(fitting)} with kl_in={self.kl_in}, "
+                f"got {self.kl_estimator}: another one does not have the gradient of the KL there",
+            )
+        _require(self.importance_cap >= 0, f"algorithm.importance_cap: expected >= 0, got {self.importance_cap}")
+
+
+@dataclass(frozen=True)
+class OptimizerConfig(TrackedReads):
+    """AdamW and its schedule, counted in optimiser steps."""
+
+    lr: float = 1e-6  # peak learning rate
+    betas: tuple[float, float] = (0.9, 0.95)  # AdamW
+    eps: float = 1e-8  # AdamW
+    weight_decay: float = 0.0  # on matrices, not on norms and biases
+    max_grad_norm: float = 1.0  # gradients are clipped to this norm; 0 = off
+    warmup_steps: int = 0  # linear rise, in optimiser steps
+    decay: Literal["constant", "linear", "cosine"] = "constant"  # over the optimiser steps of the whole run
+    final_lr_ratio: float = 0.0  # lr of the last step / lr, for linear and cosine
+    max_skipped_steps: int = 5  # non-finite gradients in a row that stop the run
+
+    def __post_init__(self) -> None:
+        _require(self.lr >= 0, f"optimizer.lr: expected >= 0, got {self.lr}")
+        _require(0 <= self.final_lr_ratio <= 1, "optimizer.final_lr_ratio: expected in [0, 1]")
+        _require(self.warmup_steps >= 0, "optimizer.warmup_steps: expected >= 0")
+
+
+@dataclass(frozen=True)
+class LearnerConfig(TrackedReads):
+    """The DeepSpeed engine: ``num_workers`` ranks, one actor a rank."""
+
+    num_workers: int = 1  # data-parallel ranks
+    cpus_per_worker: float = 1.0  # one thread each
+    gpus_per_worker: float = 0.0  # may be fractional where actors share a GPU
+    zero_stage: Literal[0, 1, 2, 3] = (
+        2  # DeepSpeed ZeRO: what is sharded over ranks (0 nothing, 1 optimiser, 2 + gradients, 3 + parameters)
+    )
+    max_tokens_per_micro_batch: int = 8192  # rows are packed without padding up to this many tokens
+    logprob_chunk_tokens: int = 1024  # rows of the [chunk, vocabulary] matrix that exists at a time
+    activation_checkpointing: bool = False  # recompute activations in the backward pass: less memory, a third more work
+    call_timeout_s: float = 1800.0  # a call silent for longer is an error
+    start_timeout_s: float = 300.0  # an actor not up by then is an error
+
+    def __post_init__(self) -> None:
+        _require(self.num_workers >= 1, f"learner.num_workers: expected >= 1, got {self.num_workers}")
+        _require(self.max_tokens_per_micro_batch > 0, "learner.max_tokens_per_micro_batch: expected > 0")
+        _require(self.logprob_chunk_tokens > 0, "learner.logprob_chunk_tokens: expected > 0")
+
+
+@dataclass(frozen=True)
+class PublishConfig(TrackedReads):
+    """How weights travel from the learner to the engines, and how that is verified."""
+
+    transport: Literal["object_store", "collective"] = "object_store"  # collective: NCCL on GPU, gloo on CPU
+    full_verify_every: int = 10  # publishes between exact comparisons of every tensor; the first is always exact
+    full_verify_max_mib: int = 64  # models up to this size are compared exactly on every publish
+    parity_gate: bool = True  # step 0: learner and engine logprobs must agree, or the run stops with a report
+    parity_tolerance: float = 0.0  # mean |difference|, nats; 0 = 1e-4 in float32, measured reference in bfloat16
+
+
+@dataclass(frozen=True)
+class EvaluationConfig(TrackedReads):
+    """Held-out evaluation at step 0, every k steps and last."""
+
+    data: DataConfig = field(default_factory=lambda: DataConfig(split="test", shuffle=False))
+    every: int = 0  # steps; 0 = only first and last
+    num_samples: int = 1  # per problem; > 1 gives pass@k
+    temperature: float = 1.0  # 0 = greedy
+    greedy: bool = False  # also one greedy sample a problem
+    metric: str = ""  # the reward part that counts as accuracy; "" = the first function
+
+
+@dataclass(frozen=True)
+class CheckpointConfig(TrackedReads):
+    every: int = 0  # steps; 0 = only the last
+    keep_last: int = 2  # newest checkpoints kept
+    keep_best: int = 1  # by held-out accuracy
+
+    def __post_init__(self) -> None:
+        _require(self.keep_last >= 1, f"checkpoint.keep_last: expected >= 1, got {self.keep_last}")
+
+
+@dataclass(frozen=True)
+class TrackerConfig(TrackedReads):
+    tensorboard: bool = True  # event files in the run folder
+    wandb_project: str = ""  # "" = off; needs the extra `wandb`
+    rollouts: bool = True  # every rollout as parquet
+
+
+# --- kinds of run ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RLConfig(TrackedReads):
+    """One reinforcement learning run. Three knobs set the batch size; the rest is derived and printed."""
+
+    kind: Literal["rl"] = "rl"  # which kind of run this file is
+    name: str = "rl"  # shown in progress and reports
+    seed: int = 0  # every random draw of the run derives from it
+    run_dir: str = "runs/${name}"  # where everything the run leaves behind lies
+    num_steps: int = 100  # updates of the policy
+    prompts_per_step: int = 16  # questions asked a step
+    group_size: int = 8  # completions sampled a question
+    updates_per_step: int = 1  # optimiser steps over the rows of one step; > 1 trains off-policy minibatches
+    max_lag: int = 0  # batches of prompts generating ahead of the learner; 0 = strictly on-policy
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    publish: PublishConfig = field(default_factory=PublishConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    tracker: TrackerConfig = field(default_factory=TrackerConfig)
+
+    def __post_init__(self) -> None:
+        for key in ("num_steps", "prompts_per_step", "group_size", "updates_per_step"):
+            _require(getattr(self, key) >= 1, f"{key}: expected >= 1, got {getattr(self, key)}")
+        _require(self.max_lag >= 0, f"max_lag: expected >= 0, got {self.max_lag}")
+        _require(bool(self.reward.functions), "reward.functions: expected at least one, e.g. {math: 1.0}")
+        rows = self.prompts_per_step * self.group_size
+        _require(
+            rows % self.updates_per_step == 0,
+            f"updates_per_step: {self.prompts_per_step} prompts x {self.group_size} samples = {rows} rows do not "
+            f"divide into {self.updates_per_step} optimiser steps",
+        )
+        _require(
+            rows // self.updates_per_step >= self.learner.num_workers,
+            f"updates_per_step: {rows // self.updates_per_step} rows an optimiser step are fewer than "
+            f"learner.num_workers={self.learner.num_workers}",
+        )
+        _require(
+            self.group_size <= self.rollout.max_num_seqs,
+            f"group_size={self.group_size}: expected at most rollout.max_num_seqs={self.rollout.max_num_seqs}",
+        )
+        _require(
+            not (self.algorithm.dynamic_sampling and self.max_lag),
+            "algorithm.dynamic_sampling with max_lag > 0: refills would make the prompt order depend on timing, and a "
+            "resumed run would differ; set max_lag=0 or dynamic_sampling=false",
+        )
+        if self.algorithm.overlong_buffer:
+            _require(
+                self.algorithm.overlong_buffer < self.sampling.max_new_tokens,
+                "algorithm.overlong_buffer: expected fewer tokens than sampling.max_new_tokens",
+            )
+
+    @property
+    def rows_per_step(self) -> int:
+        return self.prompts_per_step * self.group_size
+
+    @property
+    def num_optimizer_steps(self) -> int:
+        return self.num_steps * self.updates_per_step
+
+    @property
+    def shaping(self) -> dict[str, Any]:
+        """What decides which rollouts count and what they earn: for ``drop_zero_variance`` and ``make_batch`` alike."""
+        return {
+            "drop_truncated": self.algorithm.drop_truncated,
+            "max_new_tokens": self.sampling.max_new_tokens,
+            "overlong_buffer": self.algorithm.overlong_buffer,
+            "overlong_penalty": self.algorithm.overlong_penalty,
+        }
+
+    @property
+    def max_model_len(self) -> int:
+        return self.model.max_model_len or self.data.max_prompt_tokens + self.sampling.max_new_tokens
+
+
+@dataclass(frozen=True)
+class SFTConfig(TrackedReads):
+    """Supervised fine-tuning on Ray Train: rows of messages, loss on the assistant's tokens."""
+
+    kind: Literal["sft"] = "sft"  # which kind of run this file is
+    name: str = "sft"  # shown in progress and reports
+    seed: int = 0  # every random draw of the run derives from it
+    run_dir: str = "runs/${name}"  # where everything the run leaves behind lies
+    num_steps: int = 100  # optimiser steps
+    tokens_per_step: int = 8192  # packed tokens of one optimiser step, all ranks together
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=lambda: DataConfig(prompt="messages"))
+    completion: str = "completion"  # column with the target where `prompt` is a string; messages carry their own
+    max_tokens: int = 1024  # rows longer than this are dropped and reported
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1e-3))
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    max_failures: int = 2  # Ray Train restarts from the last checkpoint this many times
+
+    def __post_init__(self) -> None:
+        _require(self.num_steps >= 1, f"num_steps: expected >= 1, got {self.num_steps}")
+        _require(
+            self.tokens_per_step >= self.max_tokens * self.learner.num_workers,
+            f"tokens_per_step={self.tokens_per_step}: expected at least max_tokens x learner.num_workers = "
+            f"{self.max_tokens * self.learner.num_workers}, so that every rank can hold the longest row",
+        )
+
+
+@dataclass(frozen=True)
+class EvalConfig(TrackedReads):
+    """Held-out pass@1 and pass@k of a model, on the vLLM fleet."""
+
+    kind: Literal["eval"] = "eval"  # which kind of run this file is
+    name: str = "eval"  # shown in progress and reports
+    seed: int = 0  # every random draw of the run derives from it
+    run_dir: str = "runs/${name}"  # where everything the run leaves behind lies
+    num_samples: int = 4  # per problem; > 1 gives pass@k
+    greedy: bool = True  # also one greedy sample a problem
+    metric: str = ""  # the reward part that counts as accuracy; "" = the first function
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=lambda: DataConfig(split="test", shuffle=False))
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+
+
+@dataclass(frozen=True)
+class DatasetConfig(TrackedReads):
+    """Rows made by a function: ``fn(**args)`` yields dicts for each split."""
+
+    kind: Literal["dataset"] = "dataset"  # which kind of run this file is
+    name: str = "dataset"  # shown in progress and reports
+    seed: int = 0  # every random draw of the run derives from it
+    run_dir: str = "runs/${name}"  # where everything the run leaves behind lies
+    function: str = ""  # package.module:fn or path/file.py:fn; called as fn(seed=seed, **args) -> {split: rows}
+    args: dict[str, Any] = field(default_factory=dict)  # keyword arguments of the function
+
+
+@dataclass(frozen=True)
+class InitModelConfig(TrackedReads):
+    """A fresh model with random weights and a tokenizer trained on a dataset."""
+
+    kind: Literal["init_model"] = "init_model"  # which kind of run this file is
+    name: str = "init_model"  # shown in progress and reports
+    seed: int = 0  # every random draw of the run derives from it
+    run_dir: str = "runs/${name}"  # where everything the run leaves behind lies
+    data: DataConfig = field(default_factory=DataConfig)  # text to train the tokenizer on
+    vocab_size: int = 512  # rows of the embedding, special tokens included
+    architecture: dict[str, Any] = field(default_factory=dict)  # fields of transformers' Qwen3Config
+    tokenizer: str = ""  # use this tokenizer folder instead of training one
+
+
+@dataclass(frozen=True)
+class RecipeConfig(TrackedReads):
+    """Named stages, run in order on one Ray cluster, each skipped when it is already finished."""
+
+    kind: Literal["recipe"] = "recipe"  # which kind of run this file is
+    name: str = "recipe"  # shown in progress and reports
+    seed: int = 0  # every random draw of the run derives from it
+    run_dir: str = "runs/${name}"  # where everything the run leaves behind lies
+    stages: dict[str, Any] = field(default_factory=dict)  # name -> a config of any other kind
+
+    def __post_init__(self) -> None:
+        _require(bool(self.stages), "stages: expected at least one")
+
+
+RunConfig = RLConfig | SFTConfig | EvalConfig | DatasetConfig | InitModelConfig | RecipeConfig
+KINDS: dict[str, type] = {
+    "rl": RLConfig,
+    "sft": SFTConfig,
+    "eval": EvalConfig,
+    "dataset": DatasetConfig,
+    "init_model": InitModelConfig,
+    "recipe": RecipeConfig,
+}

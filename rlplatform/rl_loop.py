@@ -39,22 +39,12 @@ def train(
             kept, scored, metrics = batches.next(step)
         tracker.record(scored, step=step)
         with tracker.phase("train"):
-            batch = make_batch(kept, advantage=config.algorithm.advantage, **shaping(config))
+            batch = make_batch(kept, advantage=config.algorithm.advantage, **config.shaping)
             metrics |= rollout_metrics(scored, kept, version=step)
             metrics |= learner.update(learner.add_logprobs(batch))
         with tracker.phase("publish"):
             metrics |= learner.publish()
         tracker.end_step(learner.version, metrics | generator.metrics() | scorer.metrics(), batches.state(step + 1))
-
-
-def shaping(config: RLConfig) -> dict[str, Any]:
-    """What decides which rollouts count and what they earn, for ``drop_zero_variance`` and ``make_batch`` alike."""
-    return {
-        "drop_truncated": config.algorithm.drop_truncated,
-        "max_new_tokens": config.sampling.max_new_tokens,
-        "overlong_buffer": config.algorithm.overlong_buffer,
-        "overlong_penalty": config.algorithm.overlong_penalty,
-    }
 
 
 class Batches:
@@ -84,7 +74,7 @@ class Batches:
                 scored,
                 drop=algorithm.drop_zero_variance,
                 score_range=(0.0, sum(config.reward.functions.values())),
-                **shaping(config),
+                **config.shaping,
             )
             missing = config.prompts_per_step - len(kept) if algorithm.dynamic_sampling or not kept else 0
             if missing and algorithm.dynamic_sampling and rounds <= algorithm.max_sampling_rounds:
