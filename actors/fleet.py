@@ -30,6 +30,7 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
+from actors import logs
 from rlplatform.roles import RunStopped, StallError
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ log = logging.getLogger(__name__)
 P = ParamSpec("P")
 R = TypeVar("R")
 PING_INTERVAL_S = 0.25
+_NAME = "RLPLATFORM_ACTOR_NAME"  # in the environment of an actor
 
 
 # --- what runs in the actor -----------------------------------------------------------------------------------------
@@ -99,7 +101,12 @@ def _method_traceback(error: Exception) -> str:
 
 
 class FleetActor:
-    """Base of every actor in a fleet."""
+    """Base of every actor in a fleet. Its output goes to the run's log file of its name."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        if name := os.environ.get(_NAME):
+            logs.redirect_output(name)
+        return super().__new__(cls)
 
     def ping(self) -> Incarnation:
         context = ray.get_runtime_context()
@@ -279,7 +286,7 @@ class Fleet(Generic[ActorT]):
                 num_cpus=bundle.get("CPU", 0.0),
                 num_gpus=bundle.get("GPU", 0.0),
                 scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=worker),
-                runtime_env={"env_vars": dict(self.env)} if self.env else None,
+                runtime_env={"env_vars": {**logs.environment(), **self.env, _NAME: f"{self.stage}-{worker}"}},
                 max_restarts=-1,  # counted here, so that the last loss says why
                 max_task_retries=0,  # the caller decides what is sent again
             ).remote(*self.actor_args(worker))
