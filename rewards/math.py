@@ -156,7 +156,7 @@ def _choice_letter(text: str) -> str:
 
 def _is_literal(text: str) -> bool:
     """Ratios, times, sequences with dots and digits apart mean too many things to be computed with."""
-    return re.search(r":|\.\.\.|…|\\[lcv]?dots|\d \d+(?![\d/])", text) is not None
+    return re.search(r":|\.\.\.|…|\\[lcv]?dots|(?<![_^\d])\d+ \d+(?![\d/])", text) is not None
 
 
 # --- expressions ----------------------------------------------------------------------------------------------------
