@@ -77,16 +77,19 @@ class _ChunkedLogprobs(torch.autograd.Function):
             if with_entropy:
                 entropy[chunk] = -torch.linalg.vecdot(log_p.exp(), log_p)
         ctx.save_for_backward(hidden, weight, targets, entropy)
-        ctx.chunk_tokens, ctx.temperature, ctx.with_entropy = chunk_tokens, temperature, with_entropy
-        if not with_entropy:
-            ctx.mark_non_differentiable(entropy)
+        ctx.chunk_tokens, ctx.temperature = chunk_tokens, temperature
+        ctx.set_materialize_grads(False)  # an output that no loss reads has a gradient of None, and costs nothing
         return logprobs, entropy
 
     @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         grad_logprobs, grad_entropy = grads
         hidden, weight, targets, entropy = ctx.saved_tensors
         need_hidden, need_weight = ctx.needs_input_grad[:2]
+        if grad_logprobs is None:
+            grad_logprobs = hidden.new_zeros(hidden.shape[0], dtype=torch.float32)
+        if not entropy.numel():
+            grad_entropy = None
         num = hidden.shape[0]
         grad_hidden = torch.zeros_like(hidden) if need_hidden else None
         # Summed over chunks in float32: a bfloat16 sum would lose the later chunks.
@@ -95,7 +98,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
             chunk = slice(begin, begin + ctx.chunk_tokens)
             log_p = _log_softmax(hidden[chunk], weight, ctx.temperature)
             coefficient = -grad_logprobs[chunk, None]
-            if ctx.with_entropy:
+            if grad_entropy is not None:
                 grad_logits = log_p + entropy[chunk, None]
                 grad_logits.mul_(-grad_entropy[chunk, None]).add_(coefficient).mul_(log_p.exp_())
             else:

@@ -1,0 +1,382 @@
+"""The one DeepSpeed engine. The reinforcement learner and next-token training both stand on it.
+
+    engine = TrainEngine(TokenScorer(policy), optimizer_config, learner_config, dtype=..., num_optimizer_steps=...)
+    for i, micro_batch in enumerate(micro_batches):              # as many as the batch needs, the same on every rank
+        loss = ... engine(micro_batch) ...                       # divided by the step's *global* denominator
+        engine.backward(loss, last=i == len(micro_batches) - 1)
+    result = engine.step()                                       # lr, gradient norm, skipped or not
+
+The contract: a micro-batch's loss is its share of the whole optimiser step's loss, and gradients are **summed** over
+micro-batches and ranks. So one division decides what a token weighs, however the rows were cut. DeepSpeed averages
+over ranks; that is undone here, once. The process group exists already: ``init_process_group`` makes it in a plain
+actor, Ray Train brings its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import io
+import logging
+import math
+import os
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from rlplatform.config import LearnerConfig, OptimizerConfig
+from rlplatform.paths import torch_extensions_dir
+from rlplatform.roles import RunStopped
+
+log = logging.getLogger(__name__)
+
+TAG = "engine"  # DeepSpeed's checkpoint tag: the folder itself is what carries the step
+MAX_BUCKET = 50_000_000  # elements of one gradient reduction
+
+
+class HFModule(Protocol):
+    """What the engine asks of a policy to write a Hugging Face folder; ``model.hf.PackedCausalLM`` is one."""
+
+    source: str
+
+    def hf_named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
+
+    def to_checkpoint(self, state: Iterator[tuple[str, torch.Tensor]]) -> dict[str, torch.Tensor]: ...
+
+    def save_pretrained(self, folder: str | Path, state: dict[str, torch.Tensor]) -> None: ...
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One optimiser step."""
+
+    lr: float
+    grad_norm: float  # before clipping; inf or nan when the step was skipped
+    skipped: bool  # a gradient was not finite: parameters and optimiser state are as before, on every rank
+
+
+def learning_rate(config: OptimizerConfig, step: int, num_steps: int) -> float:
+    """The rate of optimiser step ``step`` (from 0) of ``num_steps``.
+
+    Rises linearly over ``warmup_steps`` and reaches ``lr`` on the last of them; linear and cosine decay then reach
+    ``lr * final_lr_ratio`` exactly on step ``num_steps - 1``. A skipped step counts as a step.
+    """
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    if config.decay == "constant":
+        return config.lr
+    peak = max(config.warmup_steps - 1, 0)
+    if num_steps - 1 <= peak:
+        return config.lr  # no step is left to decay over
+    progress = min((step - peak) / (num_steps - 1 - peak), 1.0)
+    share = 1.0 - progress if config.decay == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
+    return config.lr * (config.final_lr_ratio + (1.0 - config.final_lr_ratio) * share)
+
+
+def process_environment(*, use_gpu: bool, num_threads: int = 1) -> dict[str, str]:
+    """What a training process needs in its environment before it imports torch or DeepSpeed."""
+    env = {
+        "TORCH_EXTENSIONS_DIR": str(torch_extensions_dir()),
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONWARNINGS": "ignore::FutureWarning",  # DeepSpeed's ZeRO-3 calls collectives by their former names
+    }
+    if not use_gpu:
+        env["DS_ACCELERATOR"] = "cpu"
+        # More threads than cores of its own spin against the other processes: 17 to 24 times slower.
+        env["OMP_NUM_THREADS"] = str(num_threads)
+    return env
+
+
+def init_process_group(rank: int, world_size: int, addr: str, port: int, *, timeout_s: float, use_gpu: bool) -> None:
+    """Join the training process group of a plain actor: NCCL on GPU, gloo on CPU. No launcher, no MPI."""
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK="0",  # Ray shows a process only the GPU it was given
+        WORLD_SIZE=str(world_size),
+        MASTER_ADDR=addr,
+        MASTER_PORT=str(port),
+    )
+    with quiet_deepspeed():
+        import deepspeed
+
+        deepspeed.init_distributed(
+            dist_backend="nccl" if use_gpu else "gloo",
+            auto_mpi_discovery=False,
+            init_method=f"tcp://{addr}:{port}",
+            rank=rank,
+            world_size=world_size,
+            timeout=datetime.timedelta(seconds=timeout_s),
+        )
+
+
+@contextlib.contextmanager
+def quiet_deepspeed() -> Iterator[None]:
+    """DeepSpeed's prints and its own stdout handler become records of this module's logger."""
+    chatter = io.StringIO()
+    with contextlib.redirect_stdout(chatter):
+        from deepspeed.utils import logger
+
+        for handler in list(logger.handlers):
+            logger.removeHandler(handler)
+        logger.propagate = True
+        logger.setLevel(logging.WARNING)
+        yield
+    for line in chatter.getvalue().splitlines():
+        log.debug("deepspeed: %s", line)
+
+
+class TrainEngine:
+    """A DeepSpeed engine (ZeRO 0 to 3, float32 or bfloat16 with float32 masters) with AdamW.
+
+    bfloat16 with ZeRO 0 runs as ZeRO 1: DeepSpeed's stage 0 has no float32 masters with an overflow check that holds.
+
+    Every method is called by all ranks, in the same order. ``module`` is what ``__call__`` runs; ``policy`` names its
+    parameters for ``full_state`` and ``export`` (default: ``module.policy``).
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        optimizer: OptimizerConfig,
+        learner: LearnerConfig,
+        *,
+        dtype: str,
+        num_optimizer_steps: int,
+        policy: HFModule | None = None,
+    ) -> None:
+        if not dist.is_initialized():
+            raise RuntimeError("TrainEngine: expected an initialised process group; call init_process_group first")
+        os.environ.setdefault("LOCAL_RANK", "0")
+        self.config = optimizer
+        self.zero_stage = max(learner.zero_stage, 1) if dtype == "bfloat16" else learner.zero_stage
+        self.num_optimizer_steps = num_optimizer_steps
+        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        self.policy: HFModule = policy if policy is not None else module.policy  # type: ignore[assignment]
+        self.num_steps = 0  # optimiser steps so far, skipped ones included: the place in the schedule
+        self.num_skipped = 0
+        self.num_skipped_in_a_row = 0
+        # With float32 and no ZeRO, DeepSpeed hands over the bare optimiser: no clipping record, no overflow check.
+        self._bare = self.zero_stage == 0 and dtype == "float32"
+        with quiet_deepspeed():
+            import deepspeed
+
+            self._deepspeed, *_ = deepspeed.initialize(
+                model=module,
+                optimizer=_adamw(module, optimizer),
+                config=_deepspeed_config(module, optimizer, learner, self.zero_stage, dtype=dtype, bare=self._bare),
+                dist_init_required=False,
+            )
+        self.device = self._deepspeed.device
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The module's forward, gathering what ZeRO-3 partitioned."""
+        return self._deepspeed(*args, **kwargs)
+
+    def train(self) -> None:
+        self._deepspeed.train()
+
+    def eval(self) -> None:
+        self._deepspeed.eval()
+
+    # --- one optimiser step -------------------------------------------------------------------------------------
+
+    def backward(self, loss: torch.Tensor, *, last: bool) -> None:
+        """Add a micro-batch's gradient; ``last`` closes the optimiser step. All ranks call it equally often."""
+        self._deepspeed.set_gradient_accumulation_boundary(last)
+        self._deepspeed.backward(loss * self.world_size, scale_wrt_gas=False)
+        self._deepspeed.micro_steps += 0 if last else 1
+
+    def step(self) -> StepResult:
+        """Update the parameters, or skip the update on all ranks when any gradient is not finite.
+
+        The caller dumps what it trained on and ends the run once ``must_stop`` says why.
+        """
+        lr = learning_rate(self.config, self.num_steps, self.num_optimizer_steps)
+        for group in self._deepspeed.optimizer.param_groups:
+            group["lr"] = lr
+        if self._bare:
+            grad_norm, skipped = self._step_bare()
+        else:
+            self._deepspeed.step()
+            grad_norm = float(self._deepspeed.get_global_grad_norm() or 0.0)
+            skipped = not self._deepspeed.was_step_applied()
+        self.num_steps += 1
+        self.num_skipped += skipped
+        self.num_skipped_in_a_row = self.num_skipped_in_a_row + 1 if skipped else 0
+        return StepResult(lr, grad_norm, skipped)
+
+    @property
+    def must_stop(self) -> str:
+        """The reason to end the run: ``max_skipped_steps`` updates in a row were skipped; "" while there is none."""
+        if self.num_skipped_in_a_row < self.config.max_skipped_steps:
+            return ""
+        return (
+            f"{self.num_skipped_in_a_row} optimiser steps in a row had a gradient that is not finite "
+            f"(optimizer.max_skipped_steps={self.config.max_skipped_steps}); the weights are those of the last finite "
+            "step. Look at the dumped batches, or lower optimizer.lr"
+        )
+
+    def _step_bare(self) -> tuple[float, bool]:
+        # The gradients are already summed over ranks, so every rank finds the same norm and decides alike.
+        parameters = [p for p in self._deepspeed.module.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+        if not torch.isfinite(norm):
+            self._deepspeed.zero_grad()
+            return float(norm), True
+        if self.config.max_grad_norm > 0:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.config.max_grad_norm, norm)
+        self._deepspeed.step()
+        return float(norm), False
+
+    # --- weights ------------------------------------------------------------------------------------------------
+
+    def full_state(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Whole parameters on the CPU under transformers' names, tied ones once; only rank 0 is given any.
+
+        Every rank must exhaust the iterator: ZeRO-3 gathers each parameter from all of them. On other stages the
+        tensors are the live parameters: use them before the next step.
+        """
+        for name, parameter in self.policy.hf_named_parameters():
+            with self._gathered(parameter):
+                whole = parameter.detach().to("cpu", copy=self.zero_stage == 3) if self.rank == 0 else None
+            if whole is not None:
+                yield name, whole
+
+    def checkpoint_state(self) -> dict[str, torch.Tensor]:
+        """``full_state`` under the names of a checkpoint file; empty on ranks other than 0."""
+        state = list(self.full_state())
+        return self.policy.to_checkpoint(iter(state)) if self.rank == 0 else {}
+
+    def _gathered(self, parameter: nn.Parameter) -> contextlib.AbstractContextManager[Any]:
+        if self.zero_stage < 3:
+            return contextlib.nullcontext()
+        import deepspeed
+
+        return deepspeed.zero.GatheredParameters([parameter])
+
+    def export(self, folder: str | Path) -> None:
+        """Write a Hugging Face folder: weights, config, generation config, tokenizer, chat template."""
+        state = self.checkpoint_state()
+        if self.rank == 0:
+            self.policy.save_pretrained(folder, state)
+        dist.barrier()
+
+    # --- checkpoints --------------------------------------------------------------------------------------------
+
+    def save(self, folder: str | Path) -> None:
+        """Model, optimiser, place in the schedule and random state of every rank, into an existing folder."""
+        folder = Path(folder)
+        counters = {
+            "num_steps": self.num_steps,
+            "num_skipped": self.num_skipped,
+            "num_skipped_in_a_row": self.num_skipped_in_a_row,
+            "world_size": self.world_size,
+            "zero_stage": self.zero_stage,
+        }
+        with quiet_deepspeed():
+            self._deepspeed.save_checkpoint(str(folder), tag=TAG, client_state={"rlplatform": counters})
+        torch.save(_random_state(), folder / f"random_state_rank{self.rank}.pt")
+        dist.barrier()
+
+    def load(self, folder: str | Path) -> None:
+        """Continue from ``save``, bit for bit.
+
+        Raises:
+            RunStopped: no checkpoint there, or one of another number of ranks or another ZeRO stage.
+        """
+        folder = Path(folder)
+        if not (folder / TAG).is_dir():
+            raise RunStopped(
+                f"no engine checkpoint in {folder}: expected the folder {TAG}/ that TrainEngine.save writes"
+            )
+        saved_ranks = len(list(folder.glob("random_state_rank*.pt")))
+        if saved_ranks != self.world_size:
+            raise RunStopped(
+                f"checkpoint {folder} was written by {saved_ranks} ranks, this run has {self.world_size}; set "
+                f"learner.num_workers={saved_ranks}, or start from its exported model"
+            )
+        with quiet_deepspeed():
+            path, client_state = self._deepspeed.load_checkpoint(str(folder), tag=TAG)
+        counters = (client_state or {}).get("rlplatform")
+        if path is None or counters is None:
+            raise RunStopped(f"DeepSpeed could not read the checkpoint in {folder}; see the log for its reason")
+        if counters["zero_stage"] != self.zero_stage:
+            raise RunStopped(
+                f"checkpoint {folder} has learner.zero_stage={counters['zero_stage']}, this run {self.zero_stage}"
+            )
+        self.num_steps = counters["num_steps"]
+        self.num_skipped = counters["num_skipped"]
+        self.num_skipped_in_a_row = counters["num_skipped_in_a_row"]
+        state = torch.load(folder / f"random_state_rank{self.rank}.pt", weights_only=False)
+        _set_random_state(state)
+
+    def close(self) -> None:
+        """Give the engine's hooks and buffers back; the process group is its owner's to end."""
+        self._deepspeed.destroy()
+
+
+# --- building blocks ------------------------------------------------------------------------------------------------
+
+
+def _adamw(module: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """AdamW, fused; weight decay on matrices only (norms and biases set scales, not directions)."""
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    groups: list[dict[str, Any]] = [{"params": parameters, "weight_decay": 0.0}]
+    if config.weight_decay:
+        groups = [
+            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
+            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        ]
+    groups = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(groups, lr=config.lr, betas=tuple(config.betas), eps=config.eps, fused=True)  # type: ignore[arg-type]
+
+
+def _deepspeed_config(
+    module: nn.Module, optimizer: OptimizerConfig, learner: LearnerConfig, stage: int, *, dtype: str, bare: bool
+) -> dict[str, Any]:
+    sizes = [p.numel() for p in module.parameters()]
+    bucket = max(min(sum(sizes), MAX_BUCKET), max(sizes))  # the default would reserve 2 GB whatever the model
+    bf16 = dtype == "bfloat16"
+    return {
+        "train_micro_batch_size_per_gpu": 1,  # not used: batches are cut by tokens, boundaries set by hand
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": 0.0 if bare else max(optimizer.max_grad_norm, 0.0),
+        "steps_per_print": None,
+        "zero_allow_untested_optimizer": True,  # torch's AdamW
+        "bf16": {"enabled": bf16, "check_grad_overflow": True},
+        "data_types": {"grad_accum_dtype": "fp32"} if bf16 else {},
+        "zero_optimization": {
+            "stage": stage,
+            "reduce_bucket_size": bucket,
+            "allgather_bucket_size": bucket,
+            "stage3_prefetch_bucket_size": bucket,
+            "overlap_comm": learner.gpus_per_worker > 0,
+            "contiguous_gradients": True,
+        },
+    }
+
+
+def _random_state() -> dict[str, Any]:
+    state: dict[str, Any] = {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

@@ -1,0 +1,324 @@
+"""The learner as the loop sees it: log-probabilities, updates and weights of a group of DeepSpeed ranks.
+
+    driver (LearnerGroup)                                   ranks (LearnerWorker), one process each
+    rows -> minibatches -> ranks -> micro-batches
+      plan + batch (put once) ──────────────────────────►   forward, loss share, backward   ◄─► gradients, summed
+                              ◄──────────────────────────   sums of the metrics, lr, gradient norm
+    gather_weights            ◄──────────────────────────   rank 0: one flat array in the object store
+
+A rank that dies, raises or passes its deadline ends the run with an error that names it: a learner is restarted from a
+checkpoint, not in the middle of a step.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import ray
+
+from actors.engine import process_environment
+from actors.fleet import Err, Fleet
+from actors.learner_worker import LearnerWorker, StepPlan, UpdateReport
+from actors.logs import environment as log_environment
+from rlplatform import batching, losses
+from rlplatform.config import ConfigError, RLConfig
+from rlplatform.roles import RunStopped, StallError
+from rlplatform.types import Metrics, RolloutBatch, TrainBatch
+
+log = logging.getLogger(__name__)
+
+STATE_FILE = "learner.json"
+CAUSE_GRACE_S = 5.0  # after one rank failed, how long the others may tell what they saw
+
+
+class Publisher(Protocol):
+    """What carries weights to the engines; ``actors.weight_sync.WeightSync`` is one."""
+
+    def publish(self, learner: Any, version: int) -> Metrics: ...
+
+
+class LearnerGroup:
+    """``rlplatform.roles.Learner`` over ``learner.num_workers`` ranks.
+
+    Args:
+        model_path: a Hugging Face folder or hub id; also the KL reference, whatever a checkpoint later brings.
+        sync: what ``publish`` delegates to; ``attach`` sets it later.
+        dump_dir: where the batch of an update with a non-finite gradient is written, as npz; "" = nowhere.
+
+    Raises:
+        ConfigError: an algorithm that cannot be learned from these samples.
+        RunStopped, StallError: a rank could not start.
+    """
+
+    def __init__(
+        self, config: RLConfig, model_path: str, *, sync: Publisher | None = None, dump_dir: str | Path = ""
+    ) -> None:
+        _check(config)
+        self.config, self._sync = config, sync
+        self._dump_dir = Path(dump_dir) if dump_dir else None
+        self._version = 0
+        self._failure = ""
+        learner = config.learner
+        use_gpu = learner.gpus_per_worker > 0
+        threads = max(1, int(learner.cpus_per_worker))
+        self._fleet = Fleet(
+            LearnerWorker,
+            "learner",
+            learner.num_workers,
+            cpus=learner.cpus_per_worker,
+            gpus=learner.gpus_per_worker,
+            actor_args=lambda rank: (rank, learner.num_workers),
+            env={**process_environment(use_gpu=use_gpu, num_threads=threads), **log_environment()},
+            call_timeout_s=learner.call_timeout_s,
+            start_timeout_s=learner.start_timeout_s,
+            max_restarts=0,
+            change="learner.num_workers or learner.cpus_per_worker",
+        )
+        try:
+            self._address = self._fleet.call(0, LearnerWorker.free_address)
+            self.restart(config, model_path)
+        except BaseException:
+            self.close()
+            raise
+
+    def restart(self, config: RLConfig, model_path: str) -> None:
+        """Begin anew at version 0 with another configuration or model, in the same processes (which saves seconds)."""
+        _check(config)
+        if config.learner.num_workers != self.config.learner.num_workers:
+            raise ConfigError(
+                f"learner.num_workers: expected the {self.config.learner.num_workers} of the running ranks, "
+                f"got {config.learner.num_workers}"
+            )
+        self.config, self._version = config, 0
+        timeout_s = config.learner.start_timeout_s
+        self._on_all(LearnerWorker.start, config, model_path, *self._address, timeout_s=timeout_s)
+
+    @property
+    def version(self) -> int:
+        """Updates so far; what the rollout workers serve after ``publish``."""
+        return self._version
+
+    def attach(self, sync: Publisher) -> None:
+        """Set what ``publish`` delegates to."""
+        self._sync = sync
+
+    # --- the loop's verbs ---------------------------------------------------------------------------------------
+
+    def logprobs(self, batch: RolloutBatch, *, reference: bool = False) -> np.ndarray:
+        """float32 [T]: the policy's (or the reference's) log-probability of every loss token, 0 elsewhere.
+
+        Logits are divided by ``sampling.temperature``: the distribution that was sampled from.
+        """
+        plan = self._split(batch, np.arange(batch.num_rows))
+        result = np.zeros(len(batch.token_ids), dtype=np.float32)
+        for micro_batches in self._on_all(LearnerWorker.logprobs, ray.put(batch), plan, reference=reference):
+            for where, values in micro_batches:
+                result[where] = values
+        return result
+
+    def add_logprobs(self, batch: RolloutBatch) -> TrainBatch:
+        """What the loss compares the policy with, computed at the current weights.
+
+        ``old_logprobs`` stay None when the update is one optimiser step on samples of the current weights: then they
+        are the update's own first forward. With ``kl_in=reward`` the KL penalty enters the advantages here.
+        """
+        algorithm = self.config.algorithm
+        kl_in_reward = algorithm.kl_coef > 0 and algorithm.kl_in == "reward"
+        own_forward = self.config.updates_per_step == 1 and self.config.max_lag == 0 and not kl_in_reward
+        old = None if own_forward else self.logprobs(batch)
+        ref = self.logprobs(batch, reference=True) if algorithm.kl_coef > 0 else None
+        if kl_in_reward and old is not None and ref is not None:
+            batch = batching.subtract_kl(batch, old, ref, algorithm.kl_coef)
+        return TrainBatch(batch, old, ref)
+
+    def update(self, batch: TrainBatch) -> Metrics:
+        """``updates_per_step`` optimiser steps over the batch's rows; then ``version += 1``.
+
+        Raises:
+            ValueError: no token to train on.
+            RunStopped: ``optimizer.max_skipped_steps`` steps in a row had a non-finite gradient, or a rank was lost.
+        """
+        began = time.perf_counter()
+        rows = batch.batch
+        plans = self._plan(rows)
+        reports: list[UpdateReport] = self._on_all(LearnerWorker.update, ray.put(batch), plans)
+        if reports[0].skipped_now:
+            self._dump(batch)
+        if reports[0].stopped:
+            raise RunStopped(f"update {self._version}: {reports[0].stopped}")
+        self._version += 1
+        return _metrics(rows, reports, num_steps=len(plans), seconds=time.perf_counter() - began)
+
+    def publish(self) -> Metrics:
+        """Make the rollout workers serve ``version``."""
+        if self._sync is None:
+            raise RuntimeError("LearnerGroup.publish: expected a publisher; pass `sync` or call attach(sync) first")
+        return self._sync.publish(self, self.version)
+
+    def gather_weights(self) -> ray.ObjectRef:
+        """The weights under checkpoint names: a reference to ``(WeightManifest, uint8 [bytes])``."""
+        return self._on_all(LearnerWorker.gather_weights)[0][0]
+
+    def save(self, path: str) -> None:
+        """Model, optimiser, schedule, version and random state into an existing folder."""
+        self._on_all(LearnerWorker.save, path)
+        (Path(path) / STATE_FILE).write_text(json.dumps({"version": self._version}))
+
+    def load(self, path: str) -> None:
+        """Continue from ``save``.
+
+        Raises:
+            RunStopped: not a checkpoint of this learner, or one of another number of ranks or ZeRO stage.
+        """
+        state = Path(path) / STATE_FILE
+        if not state.is_file():
+            raise RunStopped(f"no learner checkpoint in {path}: expected {STATE_FILE}, which LearnerGroup.save writes")
+        self._on_all(LearnerWorker.load, path)
+        self._version = int(json.loads(state.read_text())["version"])
+
+    def export(self, path: str) -> None:
+        """Write a Hugging Face folder that transformers and vLLM load: weights, config, tokenizer, chat template."""
+        self._on_all(LearnerWorker.export, path)
+
+    def full_state(self) -> dict[str, np.ndarray]:
+        """Every parameter as float32, gathered; for inspection and tests."""
+        return self._on_all(LearnerWorker.full_state)[0]
+
+    def close(self) -> None:
+        """End the ranks and wait until their processes are gone."""
+        self._fleet.close()
+
+    # --- inside -------------------------------------------------------------------------------------------------
+
+    def _split(self, batch: RolloutBatch, row_ids: np.ndarray) -> list[list[list[int]]]:
+        """[rank][micro-batch] -> rows: ranks balanced by tokens, micro-batches by budget, equally many on each rank."""
+        lengths = np.diff(batch.cu_seqlens)[row_ids]
+        per_rank = []
+        for shard in batching.shard_rows(lengths, self.config.learner.num_workers):
+            parts = batching.micro_batches(lengths[shard], self.config.learner.max_tokens_per_micro_batch)
+            per_rank.append([row_ids[shard[part]].tolist() for part in parts])
+        return batching.equalise(per_rank)
+
+    def _plan(self, batch: RolloutBatch) -> list[StepPlan]:
+        algorithm = self.config.algorithm
+        plans = []
+        seed = self.config.seed * 1_000_003 + self._version
+        for row_ids in batching.split_minibatches(batch, self.config.updates_per_step, seed=seed):
+            denominator = batching.loss_denominator(
+                batching.take_rows(batch, row_ids),
+                aggregation=algorithm.aggregation,
+                constant_length=self.config.sampling.max_new_tokens,
+            )
+            if denominator > 0:
+                plans.append(StepPlan(self._split(batch, row_ids), denominator))
+        if not plans:
+            raise ValueError(
+                f"update: none of {batch.num_rows} rows has a token with loss_mask True; drop such batches"
+            )
+        return plans
+
+    def _on_all(
+        self, method: Callable[..., Any], *args: Any, timeout_s: float | None = None, **kwargs: Any
+    ) -> list[Any]:
+        """Call every rank at once and return their answers in order; the first failure ends the group."""
+        if self._failure:
+            raise RunStopped(f"the learner is out of service: {self._failure}")
+        timeout_s = timeout_s or self.config.learner.call_timeout_s
+        ranks = range(self.config.learner.num_workers)
+        answers: dict[int, Any] = {}
+        errors: dict[int, Err] = {}
+        deadline = time.monotonic() + timeout_s
+        try:
+            calls = {self._fleet.call_async(rank, method, *args, **kwargs): rank for rank in ranks}
+            while len(answers) + len(errors) < len(ranks):
+                for reply in self._fleet.ready(max(0.0, deadline - time.monotonic())):
+                    if isinstance(reply.result, Err):
+                        # The others wait for this rank in a collective: they may report too, but not for long.
+                        deadline = min(deadline, time.monotonic() + CAUSE_GRACE_S)
+                        errors[calls[reply.call]] = reply.result
+                    else:
+                        answers[calls[reply.call]] = reply.result.value
+                if time.monotonic() >= deadline:
+                    break
+        except RunStopped as lost:
+            self._failure = _told(method, {rank: self._named(rank, error) for rank, error in errors.items()}, str(lost))
+            raise RunStopped(self._failure) from lost
+        if errors:
+            self._failure = _told(method, {rank: self._named(rank, error) for rank, error in errors.items()})
+            raise RunStopped(self._failure)
+        if len(answers) < len(ranks):
+            silent = ", ".join(self._fleet.name(rank) for rank in ranks if rank not in answers)
+            self._failure = f"learner, {method.__name__}: no answer within {timeout_s:g} s from {silent}"
+            raise StallError(self._failure)
+        return [answers[rank] for rank in ranks]
+
+    def _named(self, rank: int, error: Err) -> str:
+        return f"{self._fleet.name(rank)}: {error}"
+
+    def _dump(self, batch: TrainBatch) -> None:
+        if self._dump_dir is None:
+            return
+        path = self._dump_dir / f"nonfinite_step{self._version}.npz"
+        arrays = {name: value for name, value in vars(batch.batch).items() if isinstance(value, np.ndarray)}
+        arrays |= {n: a for n in ("old_logprobs", "ref_logprobs") if (a := getattr(batch, n)) is not None}
+        np.savez_compressed(path, **arrays)
+        log.warning("update %d: a gradient was not finite; the batch is in %s", self._version, path)
+
+
+def _check(config: RLConfig) -> None:
+    if config.sampling.temperature <= 0:
+        raise ConfigError(
+            f"sampling.temperature: expected > 0, got {config.sampling.temperature}; greedy samples have no "
+            "log-probabilities to learn from"
+        )
+    if config.algorithm.kl_coef > 0:
+        try:
+            losses.check_kl_placement(config.algorithm.kl_estimator, config.algorithm.kl_in)
+        except ValueError as error:
+            raise ConfigError(f"algorithm.{error}") from error
+
+
+def _told(method: Callable[..., Any], errors: dict[int, str], lost: str = "") -> str:
+    """What happened, the cause first: a rank that died, then ranks whose error is not that of a broken collective."""
+    texts = sorted(errors.values(), key=lambda text: any(sign in text for sign in ("onnection", "peer", "gloo")))
+    return "\n".join([f"learner, {method.__name__}: {text}" for text in ([lost] if lost else []) + texts])
+
+
+def _metrics(batch: RolloutBatch, reports: list[UpdateReport], *, num_steps: int, seconds: float) -> Metrics:
+    sums = losses.combine_stats([report.sums for report in reports])
+    tokens = sums["num_tokens"]
+    mismatch = losses.mismatch_metrics(sums)
+    metrics: Metrics = {"loss/total": sums["loss"] / num_steps, "loss/policy": sums["policy_loss"] / num_steps}
+    if "kl_loss" in sums:
+        metrics["loss/kl"] = sums["kl_loss"] / num_steps
+    if "ref_k3" in sums:
+        metrics["policy/kl_ref"] = sums["ref_k3"] / tokens
+    metrics |= {
+        "policy/entropy": sums["entropy"] / tokens,
+        "policy/ratio_mean": sums["ratio"] / tokens,
+        "policy/clip_low_share": sums["clip_low"] / tokens,
+        "policy/clip_high_share": sums["clip_high"] / tokens,
+        "mismatch/abs_logprob_diff_mean": mismatch["mean_abs_diff"],
+        "mismatch/abs_logprob_diff_max": mismatch["max_abs_diff"],
+        "mismatch/kl_k3": mismatch["k3"],
+        "mismatch/importance_ratio_mean": mismatch["importance_ratio"],
+        "mismatch/effective_sample_size": mismatch["effective_sample_size"],
+        "mismatch/truncated_share": mismatch["truncated_share"],
+        "optimizer/lr": reports[0].lr,
+        "optimizer/grad_norm": reports[0].grad_norm,
+        "optimizer/skipped_steps": float(reports[0].num_skipped),
+        "optimizer/steps": float(reports[0].num_steps),
+        "learner/tokens": float(len(batch.token_ids)),
+        "learner/loss_tokens": tokens,
+        "learner/rows": float(batch.num_rows),
+        "learner/seconds": seconds,
+        "learner/tokens_per_s": len(batch.token_ids) / seconds,
+        "memory/learner_rss_gib": max(report.rss_gib for report in reports),
+    }
+    return metrics

@@ -1,0 +1,308 @@
+"""One rank of the learner: a process around the DeepSpeed engine. ``actors/learner.py`` drives them.
+
+A batch arrives whole on every rank (one copy per node, shared memory) together with a plan that says which rows are
+whose; nothing but row numbers, sums and weights crosses processes. Denominators come with the plan: they count the
+whole optimiser step, so a rank never divides by what it happens to hold.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+
+from actors.engine import TrainEngine, init_process_group
+from actors.fleet import FleetActor
+from actors.logs import redirect_output
+from model.hf import load_policy
+from model.logprobs import TokenScorer
+from rlplatform import losses
+from rlplatform.batching import take_train_rows, token_index
+from rlplatform.config import AlgorithmConfig, RLConfig
+from rlplatform.types import RolloutBatch, TrainBatch
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """One optimiser step: which rows each rank computes, in which micro-batches, and what the losses divide by."""
+
+    micro_batches: Sequence[
+        Sequence[Sequence[int]]
+    ]  # [rank][micro-batch] -> rows of the batch; [] is a pass without loss
+    denominator: float  # of losses.reduce, over all ranks
+
+
+@dataclass(frozen=True)
+class UpdateReport:
+    """What one rank did: sums over its own loss tokens, and the engine's account, which is the same on all ranks."""
+
+    sums: dict[str, float]  # of policy_loss, combined by losses.combine_stats
+    lr: float
+    grad_norm: float
+    num_steps: int  # optimiser steps taken since the start
+    num_skipped: int  # skipped since the start
+    skipped_now: int  # skipped in this update
+    rss_gib: float
+    stopped: str = ""  # why the run must end: too many skipped steps in a row
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Packed rows as tensors. ``N`` loss tokens; ``loss_cu_seqlens`` are the rows' boundaries among them."""
+
+    token_ids: torch.Tensor  # int64 [T]
+    positions: torch.Tensor  # int64 [T]
+    cu_seqlens: torch.Tensor  # int32 [B + 1]
+    scored: torch.Tensor  # int64 [N], where the loss tokens are
+    loss_cu_seqlens: torch.Tensor  # int64 [B + 1], of the loss tokens alone
+    rollout_logprobs: torch.Tensor  # float32 [N]
+    advantages: torch.Tensor  # float32 [N]
+    old_logprobs: torch.Tensor | None  # float32 [N]
+    ref_logprobs: torch.Tensor | None  # float32 [N]
+
+    @classmethod
+    def of(cls, batch: TrainBatch, row_ids: Sequence[int], device: torch.device) -> MicroBatch:
+        """The given rows; none at all give two tokens without a loss token: a pass that keeps the ranks in step."""
+        if not row_ids:
+            tokens = torch.tensor([0, 0], device=device)
+            nothing = torch.empty(0, device=device)
+            none = torch.empty(0, dtype=torch.int64, device=device)
+            boundaries = torch.tensor([0, 2], dtype=torch.int32, device=device)
+            return cls(
+                tokens,
+                torch.arange(2, device=device),
+                boundaries,
+                none,
+                none.new_zeros(2),
+                nothing,
+                nothing,
+                None,
+                None,
+            )
+        part = take_train_rows(batch, row_ids)
+        rows, mask = part.batch, part.batch.loss_mask
+        counts = np.concatenate(([0], np.cumsum(mask)))[rows.cu_seqlens]
+        lengths = np.diff(rows.cu_seqlens)
+        positions = np.arange(len(rows.token_ids)) - np.repeat(rows.cu_seqlens[:-1], lengths)
+
+        def tensor(array: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
+            return torch.tensor(array, dtype=dtype, device=device)
+
+        def loss_tokens(array: np.ndarray | None) -> Any:
+            return None if array is None else tensor(array[mask], torch.float32)
+
+        return cls(
+            token_ids=tensor(rows.token_ids, torch.int64),
+            positions=tensor(positions, torch.int64),
+            cu_seqlens=tensor(rows.cu_seqlens, torch.int32),
+            scored=tensor(np.flatnonzero(mask), torch.int64),
+            loss_cu_seqlens=tensor(counts, torch.int64),
+            rollout_logprobs=loss_tokens(rows.rollout_logprobs),
+            advantages=loss_tokens(rows.advantages),
+            old_logprobs=loss_tokens(part.old_logprobs),
+            ref_logprobs=loss_tokens(part.ref_logprobs),
+        )
+
+    @property
+    def forward_arguments(self) -> tuple[torch.Tensor, ...]:
+        return self.token_ids, self.positions, self.cu_seqlens, self.scored
+
+
+def policy_loss(
+    logprobs: torch.Tensor,
+    entropy: torch.Tensor,
+    micro_batch: MicroBatch,
+    config: AlgorithmConfig,
+    denominator: float,
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """This micro-batch's share of the optimiser step's loss, and sums for the metrics.
+
+    loss = policy gradient + kl_coef * KL (``kl_in=loss``) - entropy_coef * entropy, all reduced alike.
+
+    Args:
+        logprobs: float32 [N] of the loss tokens, with gradient.
+        entropy: float32 [N].
+        denominator: of the whole optimiser step.
+    """
+    mask = torch.ones_like(logprobs, dtype=torch.bool)
+    old = logprobs.detach() if micro_batch.old_logprobs is None else micro_batch.old_logprobs
+    rollout = micro_batch.rollout_logprobs
+    weights = None
+    if config.importance_cap:
+        weights = losses.truncated_importance_weights(old, rollout, mask, config.importance_cap)
+    per_token, stats = losses.LOSSES[config.loss](
+        logprobs,
+        old,
+        micro_batch.advantages,
+        mask,
+        clip_low=config.clip_low,
+        clip_high=config.clip_high,
+        dual_clip=config.dual_clip,
+        importance_weights=weights,
+    )
+
+    def reduce(values: torch.Tensor) -> torch.Tensor:
+        return losses.reduce(
+            values,
+            mask,
+            aggregation=config.aggregation,
+            cu_seqlens=micro_batch.loss_cu_seqlens,
+            denominator=denominator,
+        )
+
+    loss = policy = reduce(per_token)
+    sums = {**stats, **losses.mismatch_stats(old, rollout, mask, cap=config.importance_cap)}
+    sums |= {"policy_loss": policy.detach(), "entropy": losses.masked_sum(entropy, mask)}
+    if micro_batch.ref_logprobs is not None:
+        k3 = losses.kl_estimate(logprobs.detach(), micro_batch.ref_logprobs, mask, "k3")
+        sums["ref_k3"] = losses.masked_sum(k3, mask)
+        if config.kl_in == "loss":
+            kl = reduce(losses.kl_estimate(logprobs, micro_batch.ref_logprobs, mask, config.kl_estimator))
+            loss = loss + config.kl_coef * kl
+            sums["kl_loss"] = kl.detach()
+    if config.entropy_coef:
+        loss = loss - config.entropy_coef * reduce(entropy)
+    sums["loss"] = loss.detach()
+    return loss, sums
+
+
+class LearnerWorker(FleetActor):
+    """One rank. Every method is called on all ranks with the same arguments."""
+
+    def __init__(self, rank: int, world_size: int) -> None:
+        self.rank, self.world_size = rank, world_size
+        redirect_output(f"learner-{rank}")
+        self._buffer: np.ndarray | None = None
+
+    def free_address(self) -> tuple[str, int]:
+        """Where rank 0 can be met by the others."""
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            return ray.util.get_node_ip_address(), probe.getsockname()[1]
+
+    def start(self, config: RLConfig, model_path: str, addr: str, port: int) -> None:
+        """Join the process group and load the model; with a KL coefficient, a frozen copy of it as the reference.
+
+        A second call replaces model and optimiser in the same process group.
+        """
+        from transformers.utils import logging as transformers_logging
+
+        transformers_logging.disable_progress_bar()
+        self.config = config
+        use_gpu = config.learner.gpus_per_worker > 0
+        if torch.distributed.is_initialized():
+            self.engine.close()
+        else:
+            timeout_s = config.learner.call_timeout_s
+            init_process_group(self.rank, self.world_size, addr, port, timeout_s=timeout_s, use_gpu=use_gpu)
+        torch.manual_seed(config.seed * self.world_size + self.rank)
+
+        def load(**arguments: Any) -> TokenScorer:
+            model = config.model
+            return TokenScorer(
+                load_policy(model_path, dtype=model.dtype, trust_remote_code=model.trust_remote_code, **arguments)
+            )
+
+        self.engine = TrainEngine(
+            load(activation_checkpointing=config.learner.activation_checkpointing),
+            config.optimizer,
+            config.learner,
+            dtype=config.model.dtype,
+            num_optimizer_steps=config.num_optimizer_steps,
+        )
+        self._reference: TokenScorer | None = None
+        if config.algorithm.kl_coef > 0:
+            self._reference = load().requires_grad_(False).to(self.engine.device).eval()
+        self._arguments = {
+            "chunk_tokens": config.learner.logprob_chunk_tokens,
+            "temperature": config.sampling.temperature,
+        }
+
+    def logprobs(
+        self, batch: RolloutBatch, micro_batches: Sequence[Sequence[Sequence[int]]], *, reference: bool
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """For each of this rank's micro-batches: where its loss tokens are in the batch, and their log-probabilities.
+
+        Args:
+            micro_batches: [rank][micro-batch] -> rows.
+            reference: of the frozen reference model instead of the policy.
+        """
+        scorer = self._reference if reference else self.engine
+        if scorer is None:
+            raise ValueError("reference logprobs: expected algorithm.kl_coef > 0; no reference model was loaded")
+        self.engine.eval()
+        results = []
+        whole = TrainBatch(batch, old_logprobs=None, ref_logprobs=None)
+        for row_ids in micro_batches[self.rank]:
+            micro_batch = MicroBatch.of(whole, row_ids, self.engine.device)
+            with torch.no_grad():
+                logprobs, _ = scorer(*micro_batch.forward_arguments, **self._arguments)
+            where = token_index(batch.cu_seqlens, row_ids)
+            results.append((where[batch.loss_mask[where]], logprobs.cpu().numpy()))
+        return results
+
+    def update(self, batch: TrainBatch, plans: Sequence[StepPlan]) -> UpdateReport:
+        """One optimiser step a plan; none after the one that makes too many skipped steps in a row."""
+        import psutil
+
+        self.engine.train()
+        stopped = ""
+        parts: list[dict[str, float]] = []
+        skipped_now = 0
+        for plan in plans:
+            micro_batches = plan.micro_batches[self.rank]
+            for i, row_ids in enumerate(micro_batches):
+                micro_batch = MicroBatch.of(batch, row_ids, self.engine.device)
+                logprobs, entropy = self.engine(*micro_batch.forward_arguments, **self._arguments, with_entropy=True)
+                loss, sums = policy_loss(logprobs, entropy, micro_batch, self.config.algorithm, plan.denominator)
+                values = torch.stack([value.double() for value in sums.values()]).tolist()  # one transfer, not twenty
+                parts.append(dict(zip(sums, values, strict=True)))
+                self.engine.backward(loss, last=i == len(micro_batches) - 1)
+            result = self.engine.step()
+            skipped_now += result.skipped
+            if stopped := self.engine.must_stop:
+                break
+        return UpdateReport(
+            sums=losses.combine_stats(_same_names(parts)),
+            lr=result.lr,
+            grad_norm=result.grad_norm,
+            num_steps=self.engine.num_steps - self.engine.num_skipped,
+            num_skipped=self.engine.num_skipped,
+            skipped_now=skipped_now,
+            rss_gib=psutil.Process().memory_info().rss / 2**30,
+            stopped=stopped,
+        )
+
+    def gather_weights(self) -> list[Any]:
+        """Rank 0: a reference to (manifest, all weights as one uint8 array) in the object store. Others: nothing."""
+        from actors.weight_sync import flatten
+
+        state = self.engine.checkpoint_state()
+        if self.rank != 0:
+            return []
+        manifest, self._buffer = flatten(state, self._buffer)
+        return [ray.put((manifest, self._buffer))]  # in a list, so that the reference itself travels
+
+    def save(self, folder: str) -> None:
+        self.engine.save(folder)
+
+    def load(self, folder: str) -> None:
+        self.engine.load(folder)
+
+    def export(self, folder: str) -> None:
+        self.engine.export(folder)
+
+    def full_state(self) -> dict[str, np.ndarray]:
+        """Rank 0: every parameter as float32; others: nothing. For inspection."""
+        return {name: tensor.float().numpy().copy() for name, tensor in self.engine.full_state()}
+
+
+def _same_names(parts: list[dict[str, float]]) -> list[dict[str, float]]:
+    # A pass without rows has no reference logprobs and so no KL sums.
+    names = {name for part in parts for name in part}
+    return [{name: part.get(name, 0.0) for name in sorted(names)} for part in parts]
