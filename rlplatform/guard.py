@@ -39,7 +39,7 @@ def _locations(name: str) -> Iterator[Path]:
     """Where ``import name`` would take it from: package folders, or the file of a single module."""
     module = sys.modules.get(name)
     if module is not None:  # imported already; find_spec would trust its __spec__, which may be None
-        paths = list(getattr(module, "__path__", [])) or [getattr(module, "__file__", None)]
+        paths: list[str | None] = list(getattr(module, "__path__", [])) or [getattr(module, "__file__", None)]
     else:
         spec = importlib.util.find_spec(name)
         if spec is None:

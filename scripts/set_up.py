@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,7 +33,7 @@ def say(text: str) -> None:
     print(f"set-up: {text}", flush=True)
 
 
-def run(command: Iterable[str | Path], *, what: str) -> None:
+def run(command: Sequence[object], *, what: str) -> None:
     argv = [str(part) for part in command]
     started = time.monotonic()
     code = subprocess.run(argv, cwd=ROOT).returncode
@@ -72,9 +72,9 @@ def pip_settings(python: Path) -> dict[str, str]:
         key, _, value = line.partition("=")
         settings[key.rpartition(".")[2]] = value.strip().strip("'\"")  # later lines win: the environment is last
     for key in ("find-links", "index-url"):
-        value = os.environ.get(f"PIP_{key.replace('-', '_').upper()}")
-        if value:
-            settings[key] = value
+        explicit = os.environ.get(f"PIP_{key.replace('-', '_').upper()}")
+        if explicit:
+            settings[key] = explicit
     return settings
 
 
