@@ -260,7 +260,8 @@ class Fleet(Generic[ActorT]):
     placement_timeout_s: float = 10.0
 
     def __post_init__(self) -> None:
-        bundle = {k: float(v) for k, v in (("CPU", self.cpus), ("GPU", self.gpus)) if v > 0} or {"CPU": 0.001}
+        bundle = {k: float(v) for k, v in (("CPU", self.cpus), ("GPU", self.gpus)) if v > 0}
+        bundle = bundle or {"memory": 1.0}  # an empty bundle is refused; a byte takes nothing from anybody
         self._group = _place(
             self.stage, [dict(bundle) for _ in range(self.num_workers)], self.change, self.placement_timeout_s
         )

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
@@ -20,10 +21,10 @@ COLUMNS = (
     ("eval/accuracy", "held-out", "{:.1%}"),
     ("policy/entropy", "entropy", "{:.2f}"),
     ("rollout/length_mean", "length", "{:.0f}"),
-    ("rollout/truncated_share", "truncated", "{:.0%}"),
-    ("rollout/duplicate_share", "duplicates", "{:.0%}"),
+    ("rollout/truncated_share", "cut", "{:.0%}"),
+    ("rollout/duplicate_share", "dupl.", "{:.0%}"),
     ("mismatch/abs_logprob_diff_mean", "mismatch", "{:.1e}"),
-    ("optimizer/grad_norm", "grad norm", "{:.2f}"),
+    ("optimizer/grad_norm", "grad", "{:.2f}"),
 )
 SORTS = ("best", "worst", "longest", "order")
 
@@ -80,7 +81,7 @@ def show(
 
 
 def _steps(metrics: list[dict[str, Any]], most: int = 20) -> Table:
-    table = Table("step", *(title for _, title, _ in COLUMNS), title="steps")
+    table = Table("step", *(title for _, title, _ in COLUMNS), title="steps", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     stride = max(len(metrics) // most, 1)
     for place, row in enumerate(metrics):
         if place % stride == 0 or place == len(metrics) - 1:

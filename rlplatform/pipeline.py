@@ -25,6 +25,7 @@ from typing import Any
 from rlplatform.config import (
     ConfigError,
     DatasetConfig,
+    EvalConfig,
     InitModelConfig,
     RecipeConfig,
     RLConfig,
@@ -59,7 +60,11 @@ def run_config(config: RunConfig, *, fresh: bool = False) -> dict[str, Any]:
     if isinstance(config, RecipeConfig):
         return _run_recipe(config)
     done = _run_stage(config, {}, alone=True)
-    say(f"finished: {folder} (rlplatform inspect {folder})")
+    if isinstance(config, EvalConfig):
+        from rlplatform import report
+
+        report.print_evaluation(done["summary"])
+    say(f"finished: {folder}")
     return done
 
 

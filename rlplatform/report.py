@@ -171,6 +171,21 @@ def _results_table(results: Mapping[str, Any]) -> str:
     )
 
 
+def print_evaluation(summary: Mapping[str, Any]) -> None:
+    """pass@1 with its interval, pass@k, greedy accuracy and every reward part."""
+    from rich.console import Console
+    from rich.table import Table
+
+    title = f"{summary['model']} on {summary['problems']} problems x {summary['num_samples']} samples, seed {summary['seed']}"
+    table = Table("", "share", title=title)
+    table.add_row("pass@1, sampled", f"{summary['accuracy']:.1%} ± {summary['accuracy_ci95']:.1%}")
+    for name, value in summary.items():
+        if name.startswith(("pass_at_", "part/")) or name == "greedy_accuracy":
+            label = name.replace("pass_at_", "pass@").removeprefix("part/").replace("greedy_accuracy", "pass@1, greedy")
+            table.add_row(label, f"{value:.1%}")
+    Console().print(table)
+
+
 def print_results(results: Mapping[str, Any], page: Path) -> None:
     """The results table on the terminal, and where everything lies."""
     from rich.console import Console
