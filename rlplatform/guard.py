@@ -44,7 +44,7 @@ def _locations(name: str) -> Iterator[Path]:
         spec = importlib.util.find_spec(name)
         if spec is None:
             return
-        paths = list(spec.submodule_search_locations or [spec.origin])
+        paths = [*spec.submodule_search_locations] if spec.submodule_search_locations else [spec.origin]
     for path in paths:
         if path:
             yield Path(path).resolve()

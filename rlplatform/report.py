@@ -176,8 +176,8 @@ def print_evaluation(summary: Mapping[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    title = f"{summary['model']} on {summary['problems']} problems x {summary['num_samples']} samples, seed {summary['seed']}"
-    table = Table("", "share", title=title)
+    table = Table("", "share")
+    table.caption = f"{summary['problems']} problems x {summary['num_samples']} samples"
     table.add_row("pass@1, sampled", f"{summary['accuracy']:.1%} ± {summary['accuracy_ci95']:.1%}")
     for name, value in summary.items():
         if name.startswith(("pass_at_", "part/")) or name == "greedy_accuracy":

@@ -1,0 +1,72 @@
+"""Every command in the documentation is run, or is named here with the test that runs it."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from .conftest import ROOT, Finished, rlplatform
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+# Commands that another test runs, or that are this very suite.
+ELSEWHERE = {
+    "make demo": "tests/e2e/test_demo.py runs the recipe with --smoke; .ci/run runs make",
+    "make demo-fresh": "the same recipe with --fresh: tests/unit/test_pipeline.py",
+    "make test": "this suite",
+    "make setup": "tests/unit/test_packaging.py",
+    "make lint": ".ci/run",
+    "rlplatform doctor": "tests/unit/test_doctor.py",
+    "rlplatform run configs/recipe/demo.yaml --smoke": "tests/e2e/test_demo.py",
+    "rlplatform submit configs/recipe/demo.yaml --address http://127.0.0.1:8265 --smoke": "tests/integration/test_submit.py",
+}
+
+
+def commands() -> list[str]:
+    found: list[str] = []
+    for page in PAGES:
+        for block in re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.S):
+            for line in block.replace("\\\n", " ").splitlines():
+                line = line.split("  #")[0].strip()
+                if line and not line.startswith("#") and line not in found:
+                    found.append(line)
+    return found
+
+
+RUN_HERE = [command for command in commands() if command not in ELSEWHERE]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", RUN_HERE)
+def test_documented_command(command: str, smoke_demo: Finished, tmp_path: Path) -> None:
+    command = command.replace("runs/demo/", f"{smoke_demo.folder}/").replace(
+        "verdicts.jsonl", f"{tmp_path}/verdicts.jsonl"
+    )
+    words = shlex.split(command)
+    if words[0] == "rlplatform":
+        arguments = words[1:]
+        if arguments[0] == "eval":
+            arguments += ["--out", str(tmp_path / "eval"), "data.limit=4", "sampling.max_new_tokens=16"]
+        done = rlplatform(*arguments)
+    elif words[0] == "make":
+        done = subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, capture_output=True, text=True, check=False)
+    else:
+        words[0] = words[0].replace(".venv/bin/python", str(ROOT / ".venv/bin/python"))
+        smoke = ["--smoke"] if "benchmarks/" in command else []
+        done = subprocess.run([*words, *smoke], cwd=ROOT, capture_output=True, text=True, check=False, timeout=280)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_the_table_of_commands_holds_nothing_that_is_not_documented() -> None:
+    assert set(ELSEWHERE) <= set(commands())
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+            if "://" not in target:
+                assert (page.parent / target).exists(), f"{page.name} links to {target}"
