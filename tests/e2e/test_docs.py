@@ -22,7 +22,9 @@ ELSEWHERE = {
     "make lint": ".ci/run",
     "rlplatform doctor": "tests/unit/test_doctor.py",
     "rlplatform run configs/recipe/demo.yaml --smoke": "tests/e2e/test_demo.py",
-    "rlplatform submit configs/recipe/demo.yaml --address http://127.0.0.1:8265 --smoke": "tests/integration/test_submit.py",
+    "rlplatform submit configs/recipe/demo.yaml --address http://127.0.0.1:8265 --smoke": (
+        "tests/integration/test_submit.py"
+    ),
 }
 
 
