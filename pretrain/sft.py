@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 LOGGER = logging.getLogger(__name__)
 GET_TIMEOUT_S = 300.0  # examples, from Ray's object store
 DROPPED_ROWS = "dropped_rows.jsonl"
+STOP_WINDOW = 10  # steps whose mean loss ``stop_at_loss`` is compared with
 SKIPPED_STEPS = "skipped_steps.jsonl"  # the row ids of steps whose gradient was not finite
 
 
@@ -47,6 +48,7 @@ def run_sft(
     *,
     rows: Iterable[Mapping[str, Any]] | None = None,
     heldout_rows: Iterable[Mapping[str, Any]] | None = None,
+    stop_at_loss: float = 0.0,
     progress: Callable[[dict[str, Any]], None] | None = None,
 ) -> SFTResult:
     """Train ``config.model.path`` on the dataset of ``config.data``, or on ``rows`` of the same columns.
@@ -56,6 +58,10 @@ def run_sft(
     ``loss_tokens``, ``seconds``, ``tokens_per_s``, ``epoch``. ``progress`` is given each of them. Rows longer than
     ``config.max_tokens`` are left out and listed in ``dropped_rows.jsonl``. A run that was killed continues from its
     newest complete checkpoint. Needs ``ray.init()`` before.
+
+    With ``stop_at_loss`` > 0 training ends early, once the mean loss of the last ``STOP_WINDOW`` steps is at most that.
+    On data whose targets are determined by their prompts, ``exp(-loss * targets per row)`` is about the share of
+    prompts that the model samples right: so a warm-up can end at a chosen accuracy instead of a chosen step.
 
     Raises:
         DataError: the rows cannot be used; no worker was started.
@@ -91,8 +97,10 @@ def run_sft(
         {
             "config": config,
             "folder": str(folder.path.resolve()),
+            "model_path": _absolute(config.model.path),
             "examples": ray.put(examples),
             "heldout": None if heldout is None else ray.put(heldout),
+            "stop_at_loss": stop_at_loss,
         },
         folder=folder,
         learner=config.learner,
@@ -107,6 +115,11 @@ def run_sft(
     }
     folder.save_json("summary.json", summary)
     return SFTResult(folder.model, folder.metrics_file, summary)
+
+
+def _absolute(path: str) -> str:
+    """A worker's working directory is not the driver's; a hub id stays what it is."""
+    return str(Path(path).resolve()) if Path(path).is_dir() else path
 
 
 # --- on every rank --------------------------------------------------------------------------------------------------
@@ -125,7 +138,7 @@ def sft_worker(settings: dict[str, Any]) -> dict[str, Any]:
     folder = RunFolder(settings["folder"])
     examples: Examples = ray.get(settings["examples"], timeout=GET_TIMEOUT_S)
     policy = load_policy(
-        config.model.path,
+        settings["model_path"],
         dtype=config.model.dtype,
         activation_checkpointing=config.learner.activation_checkpointing,
         trust_remote_code=config.model.trust_remote_code,
@@ -137,7 +150,7 @@ def sft_worker(settings: dict[str, Any]) -> dict[str, Any]:
         dtype=config.model.dtype,
         num_optimizer_steps=config.num_steps,
     )
-    row = train_steps(engine, examples, config, folder)
+    row = train_steps(engine, examples, config, folder, stop_at_loss=settings["stop_at_loss"])
     summary = {"steps": engine.num_steps, "loss": row["loss"], "skipped_steps": engine.num_skipped}
     if settings["heldout"] is not None:
         heldout = ray.get(settings["heldout"], timeout=GET_TIMEOUT_S)
@@ -147,7 +160,9 @@ def sft_worker(settings: dict[str, Any]) -> dict[str, Any]:
     return summary
 
 
-def train_steps(engine: TrainEngine, examples: Examples, config: SFTConfig, folder: RunFolder) -> dict[str, Any]:
+def train_steps(
+    engine: TrainEngine, examples: Examples, config: SFTConfig, folder: RunFolder, *, stop_at_loss: float = 0.0
+) -> dict[str, Any]:
     """All optimiser steps from the newest checkpoint on; returns the metrics of the last one."""
     identity = {
         "seed": config.seed,
@@ -163,6 +178,7 @@ def train_steps(engine: TrainEngine, examples: Examples, config: SFTConfig, fold
         )
     row: dict[str, Any] = {} if state is None else state["metrics"]
     seen = 0 if state is None else int(state["rows_seen"])
+    losses: list[float] = [] if state is None else list(state["losses"])  # of the last STOP_WINDOW steps
     if engine.rank == 0:
         drop_metrics_after(folder, engine.num_steps)
     steps = plan_steps(
@@ -174,16 +190,25 @@ def train_steps(engine: TrainEngine, examples: Examples, config: SFTConfig, fold
     )
     engine.train()
     every = config.checkpoint.every
-    while engine.num_steps < config.num_steps:
+    done = _finished(engine, config, losses, stop_at_loss)
+    while not done:
         rows = next(steps)
         seen += len(rows)
         row = {**one_step(engine, examples, rows, config, folder), "epoch": round(seen / len(examples), 4)}
         if engine.rank == 0:
             folder.append_metrics(row)
-        if engine.num_steps == config.num_steps or (every and engine.num_steps % every == 0):
-            state = {"identity": identity, "rows_seen": seen, "metrics": row}
+        losses = [*losses, row["loss"]][-STOP_WINDOW:]
+        done = _finished(engine, config, losses, stop_at_loss)
+        if done or (every and engine.num_steps % every == 0):
+            state = {"identity": identity, "rows_seen": seen, "losses": losses, "metrics": row}
             save_checkpoint(folder.checkpoints, engine, state=state, keep_last=config.checkpoint.keep_last)
     return row
+
+
+def _finished(engine: TrainEngine, config: SFTConfig, losses: list[float], stop_at_loss: float) -> bool:
+    """The losses are equal on every rank, so every rank decides alike."""
+    low_enough = stop_at_loss > 0 and len(losses) == STOP_WINDOW and sum(losses) / STOP_WINDOW <= stop_at_loss
+    return low_enough or engine.num_steps >= config.num_steps
 
 
 def one_step(

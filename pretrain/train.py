@@ -225,7 +225,7 @@ def _tail(folder: RunFolder, progress: Callable[[dict[str, Any]], None] | None) 
                 progress(row)
 
     def follow() -> None:
-        while not done.wait(0.5):
+        while not done.wait(0.2):
             report_new()
 
     thread = threading.Thread(target=follow, name="training-progress", daemon=True)

@@ -25,7 +25,7 @@ Row = dict[str, Any]
 
 OPERATIONS = ("+", "-")
 SPLITS = ("test", "train", "sft")  # drawn in this order: the held-out problems do not depend on the others' sizes
-DIGITS = {2: 0.2, 3: 0.6, 4: 0.2}
+DIGITS = {3: 1.0}
 
 
 def problems(
@@ -39,7 +39,7 @@ def problems(
 ) -> dict[str, list[Row]]:
     """Disjoint splits ``sft``, ``train`` and ``test`` of generated problems; equal arguments give equal rows.
 
-    ``digits`` maps the number of digits of both operands to its share of the problems (default ``DIGITS``).
+    ``digits`` maps the number of digits of both operands to its share of the problems (default: three each).
     A row has ``id``, ``prompt``, ``answer`` (a string), ``digits``, ``operation`` and ``messages``: the prompt and the
     worked trace, for supervised training. Raises ``ValueError`` for an unknown operation, shares that are not positive
     or more problems than exist.
