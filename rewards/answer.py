@@ -43,10 +43,12 @@ _REWRITES: list[tuple[re.Pattern[str], str]] = [
     for pattern, replacement in [
         (r"\\(?:left|right|bigl?|bigr|Bigl?|Bigr)(?![A-Za-z])", ""),
         (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
-        (r"\\!|\{\}", ""),
+        (r",\\!(?=\d{3}(?!\d))|\\!|\{\}", ""),
         (r"(?<=\d)\\,(?=\d{3}(?!\d))", ""),
         (r"(?<!\\)\\[,;: ]|\\q?quad(?![A-Za-z])|~", " "),
+        (r"(?<=\d)\{,\}(?=\d{3}(?!\d))", ""),
         (r"\{,\}", ","),
+        (r"^\s*\\approx(?![A-Za-z])", ""),
         (r"\\(?:math(?:rm|bf|it|sf)|text)\{([A-Za-z])\}", r"\1"),
         (r"\\(?:displaystyle|textstyle|limits)(?![A-Za-z])", ""),
         (r"\^\s*\{\s*\\circ\s*\}|\^\s*\\circ(?![A-Za-z])|\\degree(?![A-Za-z])|°", r"^\\circ "),
@@ -150,24 +152,30 @@ def read_quantity(text: str) -> Quantity | None:
     whole, fraction, unit = re.sub("[, ]", "", match["whole"]), match["fraction"] or "", (match["unit"] or "").strip()
     if not whole and not fraction:
         return None
-    if unit and (_NO_UNIT.search(unit) or not (wrapped or _is_bare_unit(unit, match.string, match.start("unit")))):
+    if unit and (not names_unit(unit) or not (wrapped or _is_bare_unit(unit, match.string, match.start("unit")))):
         return None
     whole, fraction = whole.lstrip("0") or "0", fraction.rstrip("0")
     number = f"{whole}.{fraction}" if fraction else whole
     sign = "-" if match["sign"] == "-" and number != "0" else ""
-    unit = "degree" if match["circle"] else _canonical_unit(unit)
+    unit = "degree" if match["circle"] else canonical_unit(unit)
     return Quantity(sign + number, bool(match["percent"]), unit)
+
+
+def names_unit(words: str) -> bool:
+    """Words that say what is counted, and do not change the number (``dozen``) or offer another (``or``)."""
+    return _NO_UNIT.search(words) is None
 
 
 def _is_bare_unit(unit: str, text: str, start: int) -> bool:
     """Without a text command letters are variables (``5x``, ``5ab``), but for known units and words after a space."""
     word = re.sub(r"\^.*", "", unit)
-    if _canonical_unit(word) in _UNITS.values() and len(word) > 1:
+    if canonical_unit(word) in _UNITS.values() and len(word) > 1:
         return True
     return text[start - 1] == " " and all(len(part) >= 3 for part in word.split())
 
 
-def _canonical_unit(unit: str) -> str:
+def canonical_unit(unit: str) -> str:
+    """One name a unit: ``centimeters`` is ``cm``, ``dollars`` is ``dollar``."""
     unit = re.sub(r"[{}.]", "", unit.casefold()).strip()
     word, caret, power = unit.partition("^")
     word = word.strip()

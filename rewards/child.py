@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import gc
 import inspect
 import json
 import os
@@ -86,6 +87,8 @@ def main(descriptor: int) -> None:
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)  # what workers leave behind comes to this process, which ends it
     _import_built_ins(setup["functions"].values())
+    gc.collect()
+    gc.freeze()  # what is here stays: workers share these pages instead of copying them to count references
     server = _ForkServer(control, setup["functions"])
     try:
         send_message(control, "ready")

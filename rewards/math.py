@@ -13,10 +13,20 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from rewards.answer import Quantity, after_thoughts, last_box, read_quantity, same_quantity, tidy, unwrap_text
+from rewards.answer import (
+    Quantity,
+    after_thoughts,
+    canonical_unit,
+    last_box,
+    names_unit,
+    read_quantity,
+    same_quantity,
+    tidy,
+    unwrap_text,
+)
 from rewards.base import UNPARSEABLE, Verdict, rowwise
 from rewards.format import prompt_opens_block, text_of
 
@@ -73,14 +83,29 @@ def is_equal(*, gold: str, pred: str) -> bool:
     quantity = read_quantity(answer)
     if reference.quantity is not None and quantity is not None:
         return same_quantity(reference.quantity, quantity)
-    if reference.literal or _is_literal(answer) or (quantity is None and _has_words(answer)):
+    if reference.literal or _is_literal(answer) or (quantity is None and _has_words(_split_unit(answer)[0])):
         return False
     return _equal_expressions(reference, answer)
 
 
 def warm_up() -> None:
-    """Import and run the grader once, so that the first row of a run does not pay for it."""
-    is_equal(gold=r"\frac{1}{2}", pred="x+1")
+    """Import the grader and let its parser learn the usual forms; forks inherit both, and no row pays for them."""
+    for gold, pred in _WARM_UP:
+        is_equal(gold=gold, pred=pred)
+
+
+_WARM_UP = [
+    (r"\frac{1}{2}", "x+1"),
+    (r"\frac{\pi}{2}", r"-\frac{3\sqrt{2}}{4}"),
+    (r"(1, -\frac{1}{2})", r"(2, 3 \sqrt{5})"),
+    (r"(-\infty, 2] \cup [3, 4)", "[1, 2]"),
+    (r"\{1, 2\}", "1, 2"),
+    ("x^2+2x+1", "(x-1)(x+2)^{3}"),
+    ("y = 2x", "x^2 + y^2 = 1"),
+    (r"\sin x", r"\log_2 8 - e^{x}"),
+    ("x < 2", r"x \ge 2"),
+    (r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}", r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}"),
+]
 
 
 # --- the reference --------------------------------------------------------------------------------------------------
@@ -116,10 +141,10 @@ def _read(gold: str) -> _Reference:
     text = tidy(gold)
     quantity = read_quantity(text)
     letter = _choice_letter(text) if quantity is None else ""
-    is_prose = quantity is None and not letter and (_has_words(text) or _is_wrapped_text(text))
+    is_prose = quantity is None and not letter and (_has_words(_split_unit(text)[0]) or _is_wrapped_text(text))
     words = _words(text) if is_prose else ""
     literal = _is_literal(text)
-    readable = bool(quantity or letter or words or literal) or bool(_parse(_split_percent(text)[0]))
+    readable = bool(quantity or letter or words or literal) or bool(_parse(_split_percent(_split_unit(text)[0])[0]))
     return _Reference(text, _key(text), quantity, letter, words, literal, readable and bool(_key(text)))
 
 
@@ -166,6 +191,7 @@ _RELATION = re.compile(r"[<>]|\\(?:le|ge|lt|gt|ne|neq|in|approx|equiv|sim|to)(?!
 _GREEK = r"\\(?:alpha|beta|gamma|delta|epsilon|theta|lambda|mu|phi|psi|omega|sigma|tau|rho)"
 _SYMBOL = rf"(?:[A-Za-z]|{_GREEK})'*(?:_\{{?\w+\}}?)?(?:\(\w+(?:,\w+)*\))?"
 _NAME = re.compile(rf"{_SYMBOL}|\\(?:angle|triangle)?\s*[A-Z]{{2,4}}|[A-Za-z ]{{3,}}")
+_UNIT_BEHIND = re.compile(r"\\(?:text|textrm|mathrm|mbox)\s*\{\s*([A-Za-z][A-Za-z ./]*)\}(\^\{?\d\}?)?$")
 _MEMBER = re.compile(r"^\s*[A-Za-z]\s*\\in(?![A-Za-z])\s*")
 
 
@@ -217,7 +243,18 @@ def _split_percent(text: str) -> tuple[str, bool]:
     return bare, bare != text
 
 
+def _split_unit(text: str) -> tuple[str, str]:
+    """An expression and the unit behind it in a text command; "" where there is none."""
+    match = _UNIT_BEHIND.search(text)
+    if match is None or not text[: match.start()].strip() or not names_unit(match[1]):
+        return text, ""
+    return text[: match.start()].strip(), canonical_unit(match[1] + (match[2] or ""))
+
+
 def _verify(gold: str, pred: str) -> bool:
+    (gold, gold_unit), (pred, pred_unit) = _split_unit(gold), _split_unit(pred)
+    if gold_unit and pred_unit and gold_unit != pred_unit:
+        return False
     (gold, gold_percent), (pred, pred_percent) = _split_percent(gold), _split_percent(pred)
     if _same(gold, pred):
         return True
@@ -246,7 +283,11 @@ def _parse(latex: str) -> tuple[Any, ...]:
 
     # Without timers by design (module docstring); this is its own switch against repeating the warning.
     math_verify.parser.TIMEOUT_WARNING_SHOWN = math_verify.grader.TIMEOUT_WARNING_SHOWN = True
-    config = math_verify.LatexExtractionConfig(boxed_match_priority=0, try_extract_without_anchor=False)
+    # Units are read by rewards/answer.py: math-verify's list takes the variables in `2 t` and `b + c` for units.
+    normalization = replace(math_verify.LatexExtractionConfig().normalization_config, units=False)
+    config = math_verify.LatexExtractionConfig(
+        boxed_match_priority=0, try_extract_without_anchor=False, normalization_config=normalization
+    )
     parsed = math_verify.parse(
         rf"\boxed{{{latex}}}", extraction_config=[config], fallback_mode="no_fallback", parsing_timeout=None
     )

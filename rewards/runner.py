@@ -14,7 +14,6 @@ of a child. Several threads may share a pool.
 from __future__ import annotations
 
 import contextlib
-import os
 import selectors
 import threading
 import time
@@ -330,8 +329,6 @@ class RewardPool:
         running.detached = True
         self._requeue_rest(call, running, first=running.done + 1)
         running.task.rows = running.task.rows[: running.done + 1]
-        with contextlib.suppress(OSError):  # a courtesy to the rows that are not stuck
-            os.setpriority(os.PRIO_PROCESS, running.worker.pid, 10)
         with self._changed:
             self._num_detached += 1
             self._idle.append(self._fork())
