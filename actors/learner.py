@@ -12,12 +12,16 @@ checkpoint, not in the middle of a step.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import math
+import os
+import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 import ray
@@ -28,7 +32,7 @@ from actors.learner_worker import LearnerWorker, StepPlan, UpdateReport
 from actors.logs import environment as log_environment
 from rlplatform import batching, losses
 from rlplatform.config import ConfigError, RLConfig
-from rlplatform.roles import RunStopped, StallError
+from rlplatform.roles import RunStopped
 from rlplatform.types import Metrics, RolloutBatch, TrainBatch
 
 log = logging.getLogger(__name__)
@@ -53,7 +57,7 @@ class LearnerGroup:
 
     Raises:
         ConfigError: an algorithm that cannot be learned from these samples.
-        RunStopped, StallError: a rank could not start.
+        RunStopped: a rank could not start.
     """
 
     def __init__(
@@ -192,6 +196,13 @@ class LearnerGroup:
 
     def close(self) -> None:
         """End the ranks and wait until their processes are gone."""
+        if self._failure:  # a rank that hangs in a collective, or is stopped, does not hear a request to end
+            here = ray.get_runtime_context().get_node_id()
+            for rank in range(self.config.learner.num_workers):
+                life = self._fleet.incarnation(rank)
+                if life.pid and life.node_id == here:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(life.pid, signal.SIGKILL)
         self._fleet.close()
 
     # --- inside -------------------------------------------------------------------------------------------------
@@ -230,36 +241,48 @@ class LearnerGroup:
         if self._failure:
             raise RunStopped(f"the learner is out of service: {self._failure}")
         timeout_s = timeout_s or self.config.learner.call_timeout_s
-        ranks = range(self.config.learner.num_workers)
+        self._fleet.call_timeout_s = timeout_s  # past it the fleet kills the rank and raises
         answers: dict[int, Any] = {}
-        errors: dict[int, Err] = {}
-        deadline = time.monotonic() + timeout_s
+        errors: dict[int, str] = {}
+        ranks = range(self.config.learner.num_workers)
+        grace_ends = math.inf
         try:
             calls = {self._fleet.call_async(rank, method, *args, **kwargs): rank for rank in ranks}
-            while len(answers) + len(errors) < len(ranks):
-                for reply in self._fleet.ready(max(0.0, deadline - time.monotonic())):
+            while len(answers) + len(errors) < len(ranks) and time.monotonic() < grace_ends:
+                for reply in self._fleet.ready(min(1.0, grace_ends - time.monotonic())):
+                    rank = calls[reply.call]
                     if isinstance(reply.result, Err):
-                        # The others wait for this rank in a collective: they may report too, but not for long.
-                        deadline = min(deadline, time.monotonic() + CAUSE_GRACE_S)
-                        errors[calls[reply.call]] = reply.result
+                        # The others wait for this rank in a collective; they may say what they saw, but not for long.
+                        grace_ends = min(grace_ends, time.monotonic() + CAUSE_GRACE_S)
+                        errors[rank] = f"{self._fleet.name(rank)}: {reply.result}"
                     else:
-                        answers[calls[reply.call]] = reply.result.value
-                if time.monotonic() >= deadline:
-                    break
+                        answers[rank] = reply.result.value
         except RunStopped as lost:
-            self._failure = _told(method, {rank: self._named(rank, error) for rank, error in errors.items()}, str(lost))
-            raise RunStopped(self._failure) from lost
+            self._fail(method, errors, ranks, answers, lost)
         if errors:
-            self._failure = _told(method, {rank: self._named(rank, error) for rank, error in errors.items()})
-            raise RunStopped(self._failure)
-        if len(answers) < len(ranks):
-            silent = ", ".join(self._fleet.name(rank) for rank in ranks if rank not in answers)
-            self._failure = f"learner, {method.__name__}: no answer within {timeout_s:g} s from {silent}"
-            raise StallError(self._failure)
+            self._fail(method, errors, ranks, answers, None)
         return [answers[rank] for rank in ranks]
 
-    def _named(self, rank: int, error: Err) -> str:
-        return f"{self._fleet.name(rank)}: {error}"
+    def _fail(
+        self,
+        method: Callable[..., Any],
+        errors: Mapping[int, str],
+        ranks: range,
+        answers: Mapping[int, Any],
+        lost: RunStopped | None,
+    ) -> NoReturn:
+        """Put the group out of service; the error tells the cause first, a broken collective's echo after it."""
+        echoes = ("connection", "peer", "gloo", "nccl")
+        texts = sorted(errors.values(), key=lambda text: any(echo in text.lower() for echo in echoes))
+        names = [self._fleet.name(rank) for rank in ranks if rank not in answers and rank not in errors]
+        silent = [name for name in names if name not in str(lost)]
+        parts = [
+            *([str(lost)] if lost else []),
+            *texts,
+            *([f"without an answer: {', '.join(silent)}"] if silent else []),
+        ]
+        self._failure = "\n".join(f"learner, {method.__name__}: {part}" for part in parts)
+        raise RunStopped(self._failure) from lost
 
     def _dump(self, batch: TrainBatch) -> None:
         if self._dump_dir is None:
@@ -277,17 +300,6 @@ def _check(config: RLConfig) -> None:
             f"sampling.temperature: expected > 0, got {config.sampling.temperature}; greedy samples have no "
             "log-probabilities to learn from"
         )
-    if config.algorithm.kl_coef > 0:
-        try:
-            losses.check_kl_placement(config.algorithm.kl_estimator, config.algorithm.kl_in)
-        except ValueError as error:
-            raise ConfigError(f"algorithm.{error}") from error
-
-
-def _told(method: Callable[..., Any], errors: dict[int, str], lost: str = "") -> str:
-    """What happened, the cause first: a rank that died, then ranks whose error is not that of a broken collective."""
-    texts = sorted(errors.values(), key=lambda text: any(sign in text for sign in ("onnection", "peer", "gloo")))
-    return "\n".join([f"learner, {method.__name__}: {text}" for text in ([lost] if lost else []) + texts])
 
 
 def _metrics(batch: RolloutBatch, reports: list[UpdateReport], *, num_steps: int, seconds: float) -> Metrics:

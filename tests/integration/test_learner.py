@@ -30,7 +30,7 @@ from rlplatform.config import (
     RLConfig,
     SamplingConfig,
 )
-from rlplatform.roles import RunStopped, StallError
+from rlplatform.roles import RunStopped
 from rlplatform.types import RolloutBatch, TrainBatch, rows
 
 VOCABULARY = 2048
@@ -277,7 +277,7 @@ def test_kl_reference_is_the_initial_model_whatever_happens_to_the_policy(start:
 
 def test_kl_alone_draws_the_policy_back(start: Any) -> None:
     config = configuration(algorithm=AlgorithmConfig(kl_coef=1.0, kl_estimator="k3"))
-    learner, batch = start(replace(config, optimizer=replace(PLAIN_GRADIENT, lr=5.0))), rollouts()
+    learner, batch = start(replace(config, optimizer=replace(PLAIN_GRADIENT, lr=0.5))), rollouts()
     learner.update(learner.add_logprobs(batch))
     nothing = replace(batch, advantages=np.zeros_like(batch.advantages))
     divergence = [learner.update(learner.add_logprobs(nothing))["policy/kl_ref"] for _ in range(3)]
@@ -446,8 +446,6 @@ def test_learning_rates_by_hand(config: OptimizerConfig, num_steps: int, expecte
 def test_what_cannot_be_learned_from_is_refused_before_anything_starts(model: str) -> None:
     with pytest.raises(ConfigError, match=r"sampling\.temperature"):
         LearnerGroup(configuration(sampling=SamplingConfig(temperature=0.0)), model)
-    with pytest.raises(ConfigError, match="kl_estimator=k1 with kl_in=loss"):
-        LearnerGroup(configuration(algorithm=AlgorithmConfig(kl_coef=0.1, kl_estimator="k1")), model)
 
 
 def test_a_batch_without_a_loss_token_is_refused(start: Any) -> None:
@@ -459,17 +457,17 @@ def test_a_batch_without_a_loss_token_is_refused(start: Any) -> None:
 @pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_lost_rank_ends_in_an_error_that_names_it(cluster: None, model: str, sign: signal.Signals) -> None:
     config = configuration(2)
-    learner = LearnerGroup(
-        replace(config, learner=replace(config.learner, call_timeout_s=5.0, start_timeout_s=60.0)), model
-    )
+    learner = LearnerGroup(replace(config, learner=replace(config.learner, call_timeout_s=10.0)), model)
+    pids = [learner._fleet.incarnation(rank).pid for rank in (0, 1)]
     try:
         learner.update(learner.add_logprobs(rollouts()))
-        os.kill(learner._fleet.incarnation(1).pid, sign)
+        os.kill(pids[1], sign)
         began = time.monotonic()
-        with pytest.raises((RunStopped, StallError), match="learner-1"):
+        with pytest.raises(RunStopped, match="learner-1"):
             learner.update(learner.add_logprobs(rollouts()))
-        assert time.monotonic() - began < 15.0
-        with pytest.raises((RunStopped, StallError), match="learner-1"):
+        assert time.monotonic() - began < 25.0
+        with pytest.raises(RunStopped, match=r"(?s)out of service.*learner-1"):
             learner.logprobs(rollouts())
     finally:
         learner.close()
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
