@@ -288,7 +288,9 @@ class LearnerGroup:
         if self._dump_dir is None:
             return
         path = self._dump_dir / f"nonfinite_step{self._version}.npz"
-        arrays = {name: value for name, value in vars(batch.batch).items() if isinstance(value, np.ndarray)}
+        arrays: dict[str, Any] = {
+            name: value for name, value in vars(batch.batch).items() if isinstance(value, np.ndarray)
+        }
         arrays |= {n: a for n in ("old_logprobs", "ref_logprobs") if (a := getattr(batch, n)) is not None}
         np.savez_compressed(path, **arrays)
         log.warning("update %d: a gradient was not finite; the batch is in %s", self._version, path)

@@ -174,6 +174,8 @@ def policy_loss(
 class LearnerWorker(FleetActor):
     """One rank. Every method is called on all ranks with the same arguments."""
 
+    engine: TrainEngine
+
     def __init__(self, rank: int, world_size: int) -> None:
         self.rank, self.world_size = rank, world_size
         redirect_output(f"learner-{rank}")

@@ -13,12 +13,15 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from model import packing
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # Files beside the weights that an exported folder needs to serve: tokenizer, chat template, generation defaults.
@@ -44,17 +47,17 @@ class UnsupportedModelError(ValueError):
 class PackedCausalLM(nn.Module):
     """``forward(token_ids[T], positions[T], cu_seqlens[B + 1]) -> hidden states [T, H]``, each row as if alone."""
 
-    def __init__(self, hf: nn.Module, source: str = "") -> None:
+    def __init__(self, hf: PreTrainedModel, source: str = "") -> None:
         super().__init__()
         check_supported(hf)
         self.hf = hf
         self.source = source  # the folder or hub id that the weights came from
-        self.config = hf.config
+        self.config: PreTrainedConfig = hf.config
 
     @property
     def lm_head_weight(self) -> nn.Parameter:
         """[V, H]; the embedding itself where the two are tied."""
-        return self.hf.get_output_embeddings().weight  # type: ignore[operator]
+        return self.hf.get_output_embeddings().weight
 
     def forward(self, token_ids: torch.Tensor, positions: torch.Tensor, cu_seqlens: torch.Tensor) -> torch.Tensor:
         """Hidden states after the last norm.
@@ -87,7 +90,7 @@ class PackedCausalLM(nn.Module):
         """Write a Hugging Face folder: ``state`` (checkpoint names) as safetensors, config and companion files."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        self.hf.save_pretrained(folder, state_dict=dict(state), save_original_format=False)  # type: ignore[operator]
+        self.hf.save_pretrained(folder, state_dict=dict(state), save_original_format=False)
         copy_companion_files(self.source, folder)
 
 
@@ -158,17 +161,17 @@ def check_config(config: Any) -> None:
             raise UnsupportedModelError(f"{name}: expected logits of hidden @ weight.T alone, got {key}={got}")
 
 
-def check_supported(hf: nn.Module) -> None:
+def check_supported(hf: PreTrainedModel) -> None:
     """Refuse, from the built model, a head that is more than a matrix."""
     check_config(hf.config)
-    head = hf.get_output_embeddings()  # type: ignore[operator]
+    head = hf.get_output_embeddings()
     if head is None or getattr(head, "weight", None) is None:
         raise UnsupportedModelError(f"{type(hf).__name__}: expected a causal LM with an output matrix, got none")
     if getattr(head, "bias", None) is not None:
         raise UnsupportedModelError(
             f"{type(hf).__name__}: expected a head without bias, got one of shape {head.bias.shape}"
         )
-    if not isinstance(getattr(hf, hf.base_model_prefix, None), nn.Module):  # type: ignore[call-overload]
+    if not isinstance(getattr(hf, hf.base_model_prefix, None), nn.Module):
         raise UnsupportedModelError(f"{type(hf).__name__}: expected a base model under `{hf.base_model_prefix}`")
 
 

@@ -71,10 +71,9 @@ def packed_attention(
             f"packed attention: cu_seqlens end at {packing.num_tokens}, the batch has {query.shape[2]} tokens"
         )
     packing.calls += 1
-    packed = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]  # [T, heads, head_dim]
-    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
-        return _varlen(*packed, packing, scaling)[None], None
-    return _row_by_row(*packed, packing, scaling)[None], None
+    q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # [T, heads, head_dim]
+    varlen = query.is_cuda and query.dtype in (torch.bfloat16, torch.float16)  # what its kernel takes
+    return (_varlen if varlen else _row_by_row)(q, k, v, packing, scaling)[None], None
 
 
 def _row_by_row(
