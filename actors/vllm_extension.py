@@ -89,6 +89,7 @@ class _Place:
     module: nn.Module
     parameter: str
     rows: slice  # of the engine's parameter
+    missing: tuple[str, ...]  # tensors fused into the same parameter that were not sent
     expected: torch.Tensor  # this rank's part of the checkpoint tensor
 
 
@@ -105,18 +106,21 @@ def _places(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> Iterator[_
         path, _, parameter = name.rpartition(".")
         before, _, leaf = path.rpartition(".")
         index = 0
+        missing: tuple[str, ...] = ()
         if path not in modules and leaf in parent:
             fused, index = parent[leaf]
             path = f"{before}.{fused}"
+            siblings = (f"{before}.{child}.{parameter}" for child in packed[fused])
+            missing = tuple(sibling for sibling in siblings if sibling not in weights)
         if path not in modules or not hasattr(modules[path], parameter):
             raise NoPlaceError(name)
         module = modules[path]
         rows, expected = _part(module, index, tensor)
         if tied is not None and module is tied:
             continue  # a tied head takes the embedding, whatever else the checkpoint holds
-        yield _Place(name, module, parameter, rows, expected)
+        yield _Place(name, module, parameter, rows, missing, expected)
         if tied is not None and _embeds(module, tied):
-            yield _Place(f"lm_head.weight (tied to {name})", tied, "weight", rows, expected)
+            yield _Place(f"lm_head.weight (tied to {name})", tied, "weight", rows, missing, expected)
 
 
 def tied_head(model: nn.Module) -> ParallelLMHead | None:
@@ -179,7 +183,8 @@ def verify(model: nn.Module, weights: Mapping[str, torch.Tensor], *, full: bool,
     num_exact += len(experts) if exact else 0
     num_probed += 0 if exact else len(experts)
     covered = set(by_parameter)
-    wrong += [f"{name} (never sent)" for name in _never_sent(model, covered, bool(experts))]
+    missing = {name for places in by_parameter.values() for place in places for name in place.missing}
+    wrong += [f"{name} (never sent)" for name in (*sorted(missing), *_never_sent(model, covered, bool(experts)))]
     return PublishReport(tuple(wrong), num_exact, num_probed)
 
 
@@ -270,7 +275,8 @@ def _compare_experts(
 
 def _expert_equal(module: Any, number: int, matrices: Mapping[str, torch.Tensor]) -> tuple[bool, bool]:
     """Is the packed (gate, up) matrix of one expert what packing the sent ones gives, and the down matrix?"""
-    rank, size = module.tp_rank, module.tp_size
+    parallel = module.moe_config.moe_parallel_config
+    rank, size = parallel.tp_rank, parallel.tp_size
     num_local = module.w13_weight.shape[0]
     local = number if module.expert_map is None else int(module.expert_map[number])
     if not 0 <= local < num_local:

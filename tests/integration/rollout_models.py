@@ -41,12 +41,20 @@ _SHAPE: dict[str, Any] = {
 }
 
 
-def make_model(*, tied: bool = True, moe: bool = False, seed: int = 0) -> PreTrainedModel:
-    """Random weights, three times the usual scale, so that logits are far from flat."""
+def make_model(*, tied: bool = True, experts: int = 0, seed: int = 0) -> PreTrainedModel:
+    """Random weights, three times the usual scale, so that logits are far from flat.
+
+    ``experts`` is their width, 0 for a dense model. One that is not a multiple of 32 is padded inside the engine.
+    """
     torch.manual_seed(seed)
-    if moe:  # an expert width that is not a multiple of 32 needs padding inside the engine
+    if experts:
         config: Any = Qwen3MoeConfig(
-            **_SHAPE, num_experts=8, num_experts_per_tok=2, moe_intermediate_size=48, tie_word_embeddings=tied
+            **_SHAPE,
+            num_experts=8,
+            num_experts_per_tok=2,
+            moe_intermediate_size=experts,
+            mlp_only_layers=[1],
+            tie_word_embeddings=tied,
         )
         model: PreTrainedModel = Qwen3MoeForCausalLM(config)
     else:
