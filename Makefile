@@ -40,7 +40,7 @@ format: setup ## rewrite the sources in the project's style
 smollm2: setup ## real weights without a hub: SmolLM2-135M-Instruct as a Hugging Face folder
 	@$(BIN)/python scripts/convert_smollm2.py $(SMOLLM2)
 
-requirements: setup ## resolve requirements/cpu.txt again (UPGRADE=--upgrade takes newer releases)
+requirements: setup ## resolve requirements/cpu.txt and gpu.txt again (UPGRADE=--upgrade takes newer releases)
 	@$(BIN)/python scripts/compile_requirements.py $(UPGRADE)
 
 clean: ## remove .venv, caches and build output; runs/ stays

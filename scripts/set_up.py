@@ -87,7 +87,7 @@ def index_options(settings: dict[str, str], extra: str) -> list[str]:
     for link in links:
         options += ["--find-links", link]
     if extra == "gpu":
-        return [*options, "--torch-backend", "auto"]
+        return options  # the index's own torch is the CUDA build
     # A folder that holds torch wheels is where torch is meant to come from. Anything else cannot be looked into.
     folders = [Path(link.removeprefix("file://")) for link in links]
     provided = any(not folder.is_dir() or any(folder.glob("torch-*.whl")) for folder in folders)
@@ -97,10 +97,9 @@ def index_options(settings: dict[str, str], extra: str) -> list[str]:
 def install(uv: Path, python: Path, extra: str) -> None:
     options = index_options(pip_settings(python), extra)
     command = [uv, "pip", "install", "--python", python, "--quiet", *options]
+    packages = ["-r", f"requirements/{extra}.txt"]
     if extra == "cpu":
-        packages = ["-r", "requirements/cpu.txt", "--override", "requirements/overrides.txt"]
-    else:
-        packages = ["-r", "pyproject.toml", "--extra", extra, "--extra", "dev", "--extra", "gguf"]
+        packages += ["--override", "requirements/overrides.txt"]
     run([*command, *packages], what="packages")
     run([*command, "--no-deps", "--no-build-isolation", "--editable", "."], what="rlplatform, editable")
 

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Set-up: creates .venv and installs everything, or notices in milliseconds that nothing has changed.
-#   scripts/setup.sh          the CPU installation (exact pins of requirements/cpu.txt)
-#   EXTRA=gpu scripts/setup.sh    upstream vLLM and CUDA torch instead (ranges of pyproject.toml)
+#   scripts/setup.sh             the CPU installation (exact pins of requirements/cpu.txt)
+#   EXTRA=gpu scripts/setup.sh   upstream vLLM and CUDA torch instead (requirements/gpu.txt)
 # The stamp is written last, so a set-up that failed half-way is never taken for a finished one.
 set -eu
 cd "$(dirname "$0")/.."

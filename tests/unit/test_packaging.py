@@ -189,8 +189,27 @@ class TestSetUpOptions:
         monkeypatch.setenv("UV_DEFAULT_INDEX", "https://other.example/simple")
         assert "--default-index" not in self.options(settings)
 
-    def test_gpu_lets_uv_pick_the_cuda_build(self) -> None:
-        assert self.options({}, "gpu") == ["--torch-backend", "auto"]
+    def test_for_gpu_the_cpu_build_is_not_asked_for(self, tmp_path: Path) -> None:
+        assert self.options({}, "gpu") == []
+        assert self.options({"find-links": str(tmp_path)}, "gpu") == ["--find-links", str(tmp_path)]
+
+
+def test_pins_agree_with_the_stated_ranges_and_name_no_index() -> None:
+    import tomllib
+
+    from packaging.requirements import Requirement
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for extra in ("cpu", "gpu"):
+        text = (ROOT / "requirements" / f"{extra}.txt").read_text()
+        assert "://" not in text
+        lines = [line.split("#")[0].strip() for line in text.splitlines()]
+        pins = {r.name.lower().replace("_", "-"): r for r in (Requirement(line) for line in lines if line)}
+        stated = project["dependencies"] + project["optional-dependencies"][extra]
+        for requirement in map(Requirement, stated + project["optional-dependencies"]["dev"]):
+            (specifier,) = pins[requirement.name.lower().replace("_", "-")].specifier
+            assert specifier.operator == "=="
+            assert requirement.specifier.contains(specifier.version, prereleases=True), requirement
 
 
 class TestStaleBuildLocks:
