@@ -93,8 +93,7 @@ def _run_recipe(recipe: RecipeConfig) -> dict[str, Any]:
 
 def _run_stage(config: RunConfig, finished: Mapping[str, dict[str, Any]], *, alone: bool) -> dict[str, Any]:
     """Run one stage, or return what it said when it was finished."""
-    with reads_do_not_count():
-        name, folder = config.name, Path(config.run_dir)
+    name, folder = config.name, Path(config.run_dir)
     resolved = resolve_inputs(config, finished)
     key = stage_key(config, resolved, finished)
     done = _read(folder / "done.json")
