@@ -45,7 +45,7 @@ class GroupScore:
 
     verdicts: tuple[Verdict, ...]
     custom: dict[str, float]  # what functions gave to log_metric
-    first_tracebacks: dict[str, str]  # function -> traceback of its first failure in this worker
+    tracebacks: dict[str, str]  # function -> traceback of its first failure on this group
     num_restarts: int  # child processes replaced in this worker's life
 
 
@@ -86,7 +86,7 @@ class RewardWorker(FleetActor):
             replace(verdict, detail=_with_extras(verdict.detail, {c: v[row] for c, v in scored.extras.items()}))
             for row, verdict in enumerate(scored.verdicts)
         )
-        return GroupScore(verdicts, scored.metrics, dict(self._pool.first_tracebacks), self._pool.num_restarts)
+        return GroupScore(verdicts, scored.metrics, scored.tracebacks, self._pool.num_restarts)
 
     def shutdown(self) -> None:
         self._pool.close()
@@ -114,6 +114,7 @@ class _Window:
     statuses: Counter[str] = field(default_factory=Counter)
     seconds: list[float] = field(default_factory=list)
     custom: dict[str, list[float]] = field(default_factory=dict)
+    tracebacks: dict[str, str] = field(default_factory=dict)
 
     @property
     def num_verdicts(self) -> int:
@@ -188,6 +189,21 @@ class RewardService:
         self._scored.clear()
         return scored
 
+    def score(self, groups: Sequence[RolloutGroup], *, step: int) -> list[ScoredGroup]:
+        """Grade and wait: these groups, in their order. What ``submit`` sent goes on and stays for ``poll``."""
+        mine = {id(group): place for place, group in enumerate(groups)}
+        found: dict[int, ScoredGroup] = {}
+        others: list[ScoredGroup] = []
+        self.submit(groups, step=step)
+        while len(found) < len(groups):
+            for scored in self.poll(1.0):
+                if id(scored.group) in mine:
+                    found[mine[id(scored.group)]] = scored
+                else:
+                    others.append(scored)
+        self._scored.extend(others)
+        return [found[place] for place in range(len(groups))]
+
     @property
     def num_pending(self) -> int:
         """Groups submitted and not yet returned by ``poll``."""
@@ -212,7 +228,7 @@ class RewardService:
 
     @property
     def first_tracebacks(self) -> dict[str, str]:
-        """Function -> the traceback of its first failure."""
+        """Function -> the traceback of its first failure since the start."""
         return dict(self._tracebacks)
 
     def versions(self) -> dict[str, str]:
@@ -245,8 +261,7 @@ class RewardService:
     def _take(self, job: _Job, worker: int, result: Ok[GroupScore] | Any) -> None:
         if isinstance(result, Ok):
             score: GroupScore = result.value
-            for name, text in score.first_tracebacks.items():
-                self._tracebacks.setdefault(name, text)
+            self._note(score.tracebacks)
             for name, value in score.custom.items():
                 self._window.custom.setdefault(name, []).append(value)
             self._child_restarts[worker] = score.num_restarts
@@ -255,8 +270,13 @@ class RewardService:
             self._backlog.appendleft(job)
         else:
             detail = f"prompt {job.group.prompt.prompt_id}: {result}"
-            self._tracebacks.setdefault("reward service", detail)
+            self._note({"the reward service": detail})
             self._finish(job, (Verdict(0.0, ERROR, detail=detail),) * len(job.group.rollouts))
+
+    def _note(self, tracebacks: Mapping[str, str]) -> None:
+        for name, text in tracebacks.items():
+            self._window.tracebacks.setdefault(name, text)
+            self._tracebacks.setdefault(name, text)
 
     def _finish(self, job: _Job, verdicts: tuple[Verdict, ...]) -> None:
         self._window.statuses.update(verdict.status for verdict in verdicts)
@@ -267,7 +287,7 @@ class RewardService:
         window = self._window
         if window.error_rate <= limit:
             return
-        first = "\n".join(f"first failure of {name}:\n{text}" for name, text in self._tracebacks.items())
+        first = "\n".join(f"first failure of {name}:\n{text}" for name, text in window.tracebacks.items())
         raise RunStopped(
             f"reward: {window.error_rate:.0%} of {window.num_verdicts} verdicts are errors or timeouts "
             f"({dict(window.statuses)}), above reward.max_error_rate={self._max_error_rate:g}.\n{first}\n"

@@ -47,6 +47,7 @@ class Scored:
     verdicts: list[Verdict]  # [n], composed
     extras: dict[str, list[Any]]  # column -> [n], what functions gave to log_extra; None where they gave nothing
     metrics: dict[str, float]  # mean over calls of what functions gave to log_metric
+    tracebacks: dict[str, str]  # function -> traceback of its first failure in this call
 
 
 @dataclass
@@ -84,6 +85,7 @@ class _Call:
     running: dict[Worker, _Running] = field(default_factory=dict)
     extras: dict[str, list[Any]] = field(default_factory=dict)
     metrics: dict[str, list[float]] = field(default_factory=dict)
+    tracebacks: dict[str, str] = field(default_factory=dict)
 
 
 class RewardPool:
@@ -195,7 +197,7 @@ class RewardPool:
         rows = [{name: call.verdicts[name][row] for name in self.functions} for row in range(num_rows)]
         verdicts = [compose({k: v for k, v in parts.items() if v is not None}, self.functions) for parts in rows]
         means = {name: sum(values) / len(values) for name, values in call.metrics.items()}
-        return Scored(verdicts, call.extras, means)
+        return Scored(verdicts, call.extras, means, call.tracebacks)
 
     def _tasks(self, function: str, rows: list[int], by_row: bool) -> list[_Task]:
         if not rows:
@@ -265,16 +267,16 @@ class RewardPool:
             self._send(call, running)
         elif "failed" in message:
             detail = message["failed"]
-            self._note(task.function, message["traceback"])
+            self._note(call, task.function, message["traceback"])
             self._put(call, task, task.rows[running.done :], [Verdict(0.0, ERROR, detail=detail)])
             self._retire(call, running)
         elif "split" in message:
-            self._note(task.function, message["traceback"])
+            self._note(call, task.function, message["traceback"])
             call.pending.extend(self._tasks(task.function, task.rows, by_row=True))
             self._retire(call, running) if running.soft_stopped else self._check_in(call, running)
         else:
             if message["traceback"]:
-                self._note(task.function, message["traceback"])
+                self._note(call, task.function, message["traceback"])
             verdicts = [Verdict(s, status, parts, detail, sec) for s, status, parts, detail, sec in message["verdicts"]]
             rows = task.rows[running.done : running.done + len(verdicts)]
             self._put(call, task, rows, verdicts)
@@ -352,7 +354,7 @@ class RewardPool:
 
     def _fail(self, call: _Call, running: _Running, verdict: Verdict) -> None:
         """The process is lost: the row it was at gets ``verdict``; a batch is repeated row by row."""
-        self._note(running.task.function, verdict.detail)
+        self._note(call, running.task.function, verdict.detail)
         if running.single:
             self._put(call, running.task, [running.task.rows[running.done]], [verdict])
             running.done += 1
@@ -372,7 +374,8 @@ class RewardPool:
         for row, verdict in zip(rows, list(verdicts) * (len(rows) if len(verdicts) == 1 else 1), strict=True):
             call.verdicts[task.function][row] = verdict
 
-    def _note(self, function: str, text: str) -> None:
+    def _note(self, call: _Call, function: str, text: str) -> None:
+        call.tracebacks.setdefault(function, text)
         self.first_tracebacks.setdefault(function, text)
 
     # --- workers ------------------------------------------------------------------------------------------------
