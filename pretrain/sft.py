@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 LOGGER = logging.getLogger(__name__)
 GET_TIMEOUT_S = 300.0  # examples, from Ray's object store
 DROPPED_ROWS = "dropped_rows.jsonl"
-STOP_WINDOW = 10  # steps whose mean loss ``stop_at_loss`` is compared with
+STOP_WINDOW = 20  # steps whose mean ``stop_at_probability`` is compared with
 SKIPPED_STEPS = "skipped_steps.jsonl"  # the row ids of steps whose gradient was not finite
 
 
@@ -48,20 +48,21 @@ def run_sft(
     *,
     rows: Iterable[Mapping[str, Any]] | None = None,
     heldout_rows: Iterable[Mapping[str, Any]] | None = None,
-    stop_at_loss: float = 0.0,
+    stop_at_probability: float = 0.0,
     progress: Callable[[dict[str, Any]], None] | None = None,
 ) -> SFTResult:
     """Train ``config.model.path`` on the dataset of ``config.data``, or on ``rows`` of the same columns.
 
     Per-step metrics go to ``metrics.jsonl`` in ``config.run_dir``: ``step`` (1 after the first optimiser step),
-    ``loss`` (nats per target, mean over the step), ``optimizer/lr``, ``optimizer/grad_norm``, ``tokens``,
-    ``loss_tokens``, ``seconds``, ``tokens_per_s``, ``epoch``. ``progress`` is given each of them. Rows longer than
-    ``config.max_tokens`` are left out and listed in ``dropped_rows.jsonl``. A run that was killed continues from its
-    newest complete checkpoint. Needs ``ray.init()`` before.
+    ``loss`` (nats per target, mean over the step), ``target_probability``, ``optimizer/lr``, ``optimizer/grad_norm``,
+    ``tokens``, ``loss_tokens``, ``seconds``, ``tokens_per_s``, ``epoch``; ``progress`` is given each of them. Rows
+    longer than ``config.max_tokens`` are left out and listed in ``dropped_rows.jsonl``. A run that was killed continues
+    from its newest complete checkpoint. Needs ``ray.init()`` before.
 
-    With ``stop_at_loss`` > 0 training ends early, once the mean loss of the last ``STOP_WINDOW`` steps is at most that.
-    On data whose targets are determined by their prompts, ``exp(-loss * targets per row)`` is about the share of
-    prompts that the model samples right: so a warm-up can end at a chosen accuracy instead of a chosen step.
+    ``target_probability`` is the mean over the step's rows of the probability that sampling at temperature 1 gives
+    exactly the row's target: where rows are not repeated, an estimate of held-out accuracy from below that costs
+    nothing. With ``stop_at_probability`` > 0 training ends early, once its mean over ``STOP_WINDOW`` steps is that
+    high: so a warm-up ends at a chosen ability, not at a chosen step.
 
     Raises:
         DataError: the rows cannot be used; no worker was started.
@@ -100,7 +101,7 @@ def run_sft(
             "model_path": _absolute(config.model.path),
             "examples": ray.put(examples),
             "heldout": None if heldout is None else ray.put(heldout),
-            "stop_at_loss": stop_at_loss,
+            "stop_at_probability": stop_at_probability,
         },
         folder=folder,
         learner=config.learner,
@@ -150,18 +151,23 @@ def sft_worker(settings: dict[str, Any]) -> dict[str, Any]:
         dtype=config.model.dtype,
         num_optimizer_steps=config.num_steps,
     )
-    row = train_steps(engine, examples, config, folder, stop_at_loss=settings["stop_at_loss"])
-    summary = {"steps": engine.num_steps, "loss": row["loss"], "skipped_steps": engine.num_skipped}
+    row = train_steps(engine, examples, config, folder, stop_at_probability=settings["stop_at_probability"])
+    summary = {
+        "steps": engine.num_steps,
+        "loss": row["loss"],
+        "target_probability": row["target_probability"],
+        "skipped_steps": engine.num_skipped,
+    }
     if settings["heldout"] is not None:
         heldout = ray.get(settings["heldout"], timeout=GET_TIMEOUT_S)
-        summary["heldout_loss"] = heldout_loss(engine, heldout, config)
+        summary |= {f"heldout_{name}": value for name, value in measure(engine, heldout, config).items()}
     export(engine, folder)
     ray.train.report(summary)
     return summary
 
 
 def train_steps(
-    engine: TrainEngine, examples: Examples, config: SFTConfig, folder: RunFolder, *, stop_at_loss: float = 0.0
+    engine: TrainEngine, examples: Examples, config: SFTConfig, folder: RunFolder, *, stop_at_probability: float = 0.0
 ) -> dict[str, Any]:
     """All optimiser steps from the newest checkpoint on; returns the metrics of the last one."""
     identity = {
@@ -178,7 +184,7 @@ def train_steps(
         )
     row: dict[str, Any] = {} if state is None else state["metrics"]
     seen = 0 if state is None else int(state["rows_seen"])
-    losses: list[float] = [] if state is None else list(state["losses"])  # of the last STOP_WINDOW steps
+    recent: list[float] = [] if state is None else list(state["recent"])  # target_probability of the last steps
     if engine.rank == 0:
         drop_metrics_after(folder, engine.num_steps)
     steps = plan_steps(
@@ -190,25 +196,25 @@ def train_steps(
     )
     engine.train()
     every = config.checkpoint.every
-    done = _finished(engine, config, losses, stop_at_loss)
+    done = _finished(engine, config, recent, stop_at_probability)
     while not done:
         rows = next(steps)
         seen += len(rows)
         row = {**one_step(engine, examples, rows, config, folder), "epoch": round(seen / len(examples), 4)}
         if engine.rank == 0:
             folder.append_metrics(row)
-        losses = [*losses, row["loss"]][-STOP_WINDOW:]
-        done = _finished(engine, config, losses, stop_at_loss)
+        recent = [*recent, row["target_probability"]][-STOP_WINDOW:]
+        done = _finished(engine, config, recent, stop_at_probability)
         if done or (every and engine.num_steps % every == 0):
-            state = {"identity": identity, "rows_seen": seen, "losses": losses, "metrics": row}
+            state = {"identity": identity, "rows_seen": seen, "recent": recent, "metrics": row}
             save_checkpoint(folder.checkpoints, engine, state=state, keep_last=config.checkpoint.keep_last)
     return row
 
 
-def _finished(engine: TrainEngine, config: SFTConfig, losses: list[float], stop_at_loss: float) -> bool:
-    """The losses are equal on every rank, so every rank decides alike."""
-    low_enough = stop_at_loss > 0 and len(losses) == STOP_WINDOW and sum(losses) / STOP_WINDOW <= stop_at_loss
-    return low_enough or engine.num_steps >= config.num_steps
+def _finished(engine: TrainEngine, config: SFTConfig, recent: list[float], stop_at_probability: float) -> bool:
+    """``recent`` is equal on every rank, so every rank decides alike."""
+    able = stop_at_probability > 0 and len(recent) == STOP_WINDOW and sum(recent) / STOP_WINDOW >= stop_at_probability
+    return able or engine.num_steps >= config.num_steps
 
 
 def one_step(
@@ -218,14 +224,15 @@ def one_step(
     began = time.perf_counter()
     denominator = int(examples.loss_tokens[rows].sum())
     parts = _my_micro_batches(engine, examples, rows, config)
-    total = 0.0
+    total, probability = 0.0, 0.0
     for index, part in enumerate(parts):
-        loss = _loss(engine, examples, part, denominator, config)
+        loss, probabilities = _loss(engine, examples, part, denominator, config)
         engine.backward(loss, last=index == len(parts) - 1)
         total += float(loss.detach())
+        probability += float(probabilities.sum())
     result = engine.step()
     tokens = int(examples.lengths[rows].sum())
-    loss_mean = _sum_over_ranks(engine, total)
+    loss_mean, probability = _sum_over_ranks(engine, total, probability)
     seconds = time.perf_counter() - began
     if result.skipped and engine.rank == 0:
         with open(folder.path / SKIPPED_STEPS, "a", encoding="utf-8") as file:
@@ -233,6 +240,7 @@ def one_step(
     return {
         "step": engine.num_steps,
         "loss": loss_mean,
+        "target_probability": probability / len(rows),
         "optimizer/lr": result.lr,
         "optimizer/grad_norm": result.grad_norm,
         "tokens": tokens,
@@ -242,17 +250,22 @@ def one_step(
     }
 
 
-def heldout_loss(engine: TrainEngine, examples: Examples, config: SFTConfig) -> float:
-    """Nats per target over all held-out rows; changes nothing."""
+def measure(engine: TrainEngine, examples: Examples, config: SFTConfig) -> dict[str, float]:
+    """``loss``, nats per target over all rows, and ``target_probability``; changes nothing."""
     import torch
 
     engine.eval()
     parts = _my_micro_batches(engine, examples, np.arange(len(examples)), config)
     denominator = int(examples.loss_tokens.sum())
+    total, probability = 0.0, 0.0
     with torch.no_grad():
-        total = sum(float(_loss(engine, examples, part, denominator, config)) for part in parts)
+        for part in parts:
+            loss, probabilities = _loss(engine, examples, part, denominator, config)
+            total += float(loss)
+            probability += float(probabilities.sum())
     engine.train()
-    return _sum_over_ranks(engine, total)
+    total, probability = _sum_over_ranks(engine, total, probability)
+    return {"loss": total, "target_probability": probability / len(examples)}
 
 
 def export(engine: TrainEngine, folder: RunFolder) -> None:
@@ -288,12 +301,10 @@ def _loss(engine: TrainEngine, examples: Examples, rows: np.ndarray, denominator
     )
 
 
-def _sum_over_ranks(engine: TrainEngine, value: float) -> float:
+def _sum_over_ranks(engine: TrainEngine, *values: float) -> list[float]:
     import torch
     import torch.distributed as dist
 
-    total = torch.tensor(
-        value, dtype=torch.float64 if str(engine.device) == "cpu" else torch.float32, device=engine.device
-    )
-    dist.all_reduce(total)
-    return float(total)
+    totals = torch.tensor(values, dtype=torch.float64, device=engine.device)
+    dist.all_reduce(totals)
+    return [float(total) for total in totals]

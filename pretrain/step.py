@@ -75,12 +75,15 @@ def micro_batch_loss(
     denominator: int,
     device: torch.device | str = "cpu",
     chunk_tokens: int = 1024,
-) -> torch.Tensor:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Cross-entropy summed over the rows' targets, divided by ``denominator``: the whole step's number of targets.
 
     So the losses of all micro-batches and ranks add up to the token mean, however the rows were cut. ``score`` is a
     ``model.logprobs.TokenScorer``. Without rows it is a pass over one row with no target: the same collectives, a loss
     of 0.
+
+    Returns:
+        The loss, and float32 [rows]: the probability of each row's whole target given its prompt, without gradient.
     """
     chosen = rows if len(rows) else np.array([0])
     spans = [slice(examples.cu_seqlens[row], examples.cu_seqlens[row + 1]) for row in chosen]
@@ -96,4 +99,6 @@ def micro_batch_loss(
         torch.as_tensor(targets, dtype=torch.int64, device=device),
         chunk_tokens=chunk_tokens,
     )
-    return -logprobs.sum() / denominator
+    row_of_target = torch.as_tensor(np.repeat(np.arange(len(rows)), examples.loss_tokens[rows]), device=device)
+    row_logprobs = torch.zeros(len(rows), device=device).index_add(0, row_of_target, logprobs.detach())
+    return -logprobs.sum() / denominator, row_logprobs.exp()

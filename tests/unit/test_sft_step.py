@@ -186,7 +186,7 @@ def gradients(model: Path, examples: Examples, rows: np.ndarray, world_size: int
     total = 0.0
     for rank in range(world_size):
         for part in rank_micro_batches(rows, examples.lengths, rank=rank, world_size=world_size, max_tokens=max_tokens):
-            loss = micro_batch_loss(scorer, examples, part, denominator=denominator, chunk_tokens=50)
+            loss, _ = micro_batch_loss(scorer, examples, part, denominator=denominator, chunk_tokens=50)
             loss.backward()
             total += float(loss.detach())
     return total, {name: p.grad for name, p in scorer.policy.hf.named_parameters()}
@@ -220,10 +220,33 @@ def test_loss_and_gradients_do_not_depend_on_ranks_micro_batches_or_packing(mode
 
 def test_a_micro_batch_without_rows_costs_nothing_and_changes_nothing(model: Path, examples: Examples) -> None:
     scorer = TokenScorer(load_policy(str(model)))
-    loss = micro_batch_loss(scorer, examples, np.zeros(0, dtype=np.int64), denominator=7)
+    loss, probabilities = micro_batch_loss(scorer, examples, np.zeros(0, dtype=np.int64), denominator=7)
+    assert len(probabilities) == 0
     assert float(loss.detach()) == 0.0
     loss.backward()
     assert all(p.grad is None or not p.grad.any() for p in scorer.parameters())
+
+
+def test_target_probability_is_that_of_the_whole_target_given_the_prompt(model: Path, examples: Examples) -> None:
+    """Against transformers, one row at a time; a fresh model gives about 320 ** -targets, so train a little first."""
+    scorer = TokenScorer(load_policy(str(model)))
+    optimizer = torch.optim.AdamW(scorer.parameters(), lr=5e-3)
+    rows = np.array([2, 9, 17])
+    for _ in range(60):
+        optimizer.zero_grad()
+        micro_batch_loss(scorer, examples, rows, denominator=int(examples.loss_tokens[rows].sum()))[0].backward()
+        optimizer.step()
+    _, probabilities = micro_batch_loss(scorer, examples, rows, denominator=1)
+    hf = scorer.policy.hf
+    hf.set_attn_implementation("sdpa")
+    for row, probability in zip(rows, probabilities.tolist(), strict=True):
+        span = slice(examples.cu_seqlens[row], examples.cu_seqlens[row + 1])
+        ids, mask = torch.from_numpy(examples.token_ids[span]).long(), examples.loss_mask[span]
+        with torch.no_grad():
+            each = hf(ids[None]).logits[0].softmax(-1)
+        expected = math.prod(float(each[t - 1, ids[t]]) for t in np.flatnonzero(mask))
+        assert 1e-12 < expected < 1.0
+        assert probability == pytest.approx(expected, rel=1e-3)
 
 
 def test_one_overfitted_row_is_generated_again_with_its_end(model: Path, examples: Examples, tokenizer) -> None:
@@ -232,7 +255,8 @@ def test_one_overfitted_row_is_generated_again_with_its_end(model: Path, example
     row = np.array([4])
     for _ in range(60):
         optimizer.zero_grad()
-        loss = micro_batch_loss(scorer, examples, row, denominator=int(examples.loss_tokens[4]))
+        loss, probability = micro_batch_loss(scorer, examples, row, denominator=int(examples.loss_tokens[4]))
+        assert float(probability) == pytest.approx(math.exp(-float(loss.detach()) * examples.loss_tokens[4]), rel=1e-4)
         loss.backward()
         optimizer.step()
     span = slice(examples.cu_seqlens[4], examples.cu_seqlens[5])
