@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import ROUND_HALF_UP, Context, Decimal
 
 _OPEN, _CLOSE = "<think>", "</think>"
-_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
+_BRACES = re.compile(r"(?P<box>\\+(?:boxed|fbox)\s*\{)|\\.|[{}]", re.DOTALL)
 
 
 def after_thoughts(text: str, *, opened: bool = False) -> str | None:
@@ -19,21 +19,17 @@ def after_thoughts(text: str, *, opened: bool = False) -> str | None:
 
 
 def last_box(text: str) -> str | None:
-    r"""What the last complete ``\boxed{...}`` holds, braces balanced (``\{`` and ``\}`` are characters)."""
-    for match in reversed(list(_BOX.finditer(text))):
-        depth, position = 1, match.end()
-        while position < len(text):
-            character = text[position]
-            if character == "\\":
-                position += 1
-            elif character == "{":
-                depth += 1
-            elif character == "}":
-                depth -= 1
-                if depth == 0:
-                    return text[match.end() : position]
-            position += 1
-    return None
+    r"""What the last complete ``\boxed{...}`` holds, in linear time; ``\{`` and ``\}`` are characters, not braces."""
+    opened: list[tuple[bool, int]] = []  # every brace still open: is it a box, and where its content starts
+    last: tuple[int, int] | None = None
+    for token in _BRACES.finditer(text):
+        if token[0].endswith("{") and token[0] != r"\{":
+            opened.append((token["box"] is not None, token.end()))
+        elif token[0] == "}" and opened:
+            is_box, start = opened.pop()
+            if is_box and (last is None or start > last[0]):
+                last = start, token.start()
+    return None if last is None else text[last[0] : last[1]]
 
 
 # --- tidying --------------------------------------------------------------------------------------------------------
@@ -127,6 +123,10 @@ _UNITS = {
 }
 
 
+_MAX_DECIMAL = 50  # characters of a number that is computed with; longer ones are compared as written
+_EXACT = Context(prec=_MAX_DECIMAL + 10)
+
+
 @dataclass(frozen=True)
 class Quantity:
     """A plain number as written, with what stands behind it."""
@@ -192,16 +192,16 @@ def same_quantity(gold: Quantity, pred: Quantity) -> bool:
         return True
     if gold.percent != pred.percent:
         percent, plain = (gold, pred) if gold.percent else (pred, gold)
-        if len(percent.number) < 50 and len(plain.number) < 50:
-            return Decimal(percent.number) == Decimal(plain.number) * 100
+        if max(len(percent.number), len(plain.number)) <= _MAX_DECIMAL:
+            return Decimal(percent.number) == _EXACT.multiply(Decimal(plain.number), 100)
     return False
 
 
 def same_number(gold: str, pred: str) -> bool:
-    """Equal digits, or two decimals that agree to six significant digits. An integer equals only itself."""
+    """Equal digits; or one is the other rounded, to at least six significant digits. An integer equals only itself."""
     if gold == pred:
         return True
-    if "." not in gold or "." not in pred or len(gold) > 50 or len(pred) > 50:
+    if "." not in gold or "." not in pred or max(len(gold), len(pred)) > _MAX_DECIMAL:
         return False
-    a, b = Decimal(gold), Decimal(pred)
-    return abs(a - b) <= max(abs(a), abs(b)) * Decimal("1e-6")
+    short, long = sorted((Decimal(gold), Decimal(pred)), key=lambda number: len(number.as_tuple().digits))
+    return len(short.as_tuple().digits) >= 6 and long.quantize(short, ROUND_HALF_UP, _EXACT) == short

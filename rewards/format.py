@@ -10,7 +10,7 @@ from rewards.base import rowwise
 
 _OPEN, _CLOSE = "<think>", "</think>"
 # Anything that reads as a think tag: a tag with spaces, capitals or attributes is a malformed one, not prose.
-_TAG = re.compile(r"<\s*/?\s*think\b[^<>]*>?", re.IGNORECASE)
+_TAG = re.compile(r"<\s*(?:/\s*)?think\b[^<>]*>?", re.IGNORECASE)
 _SPECIAL_TOKEN = re.compile(r"<\|[^<>|]*\|>")  # e.g. a pad or end token kept in the text: no content
 
 

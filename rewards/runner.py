@@ -194,8 +194,7 @@ class RewardPool:
         ]
         call = _Call(inputs, deque(tasks), {name: [None] * num_rows for name in self.functions})
         self._run(call)
-        rows = [{name: call.verdicts[name][row] for name in self.functions} for row in range(num_rows)]
-        verdicts = [compose({k: v for k, v in parts.items() if v is not None}, self.functions) for parts in rows]
+        verdicts = [compose(_parts(call.verdicts, row), self.functions) for row in range(num_rows)]
         means = {name: sum(values) / len(values) for name, values in call.metrics.items()}
         return Scored(verdicts, call.extras, means, call.tracebacks)
 
@@ -454,6 +453,13 @@ class RewardPool:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _parts(verdicts: Mapping[str, Sequence[Verdict | None]], row: int) -> dict[str, Verdict]:
+    parts = {name: of_function[row] for name, of_function in verdicts.items()}
+    if None in parts.values():
+        raise RuntimeError(f"row {row} came back without a verdict: {parts}; this is a bug in rewards/runner.py")
+    return {name: part for name, part in parts.items() if part is not None}
 
 
 def as_messages(prompt: Any, completion: Any) -> Any:
