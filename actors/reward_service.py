@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from actors.fleet import Fleet, FleetActor, Ok
-from rewards.base import ERROR, TIMEOUT, Verdict, absolute, resolve
+from rewards.base import ERROR, TIMEOUT, Verdict, absolute, labels, resolve
 from rewards.runner import RewardPool
 from rlplatform.config import RewardConfig
 from rlplatform.roles import RunStopped
@@ -135,8 +135,9 @@ class RewardService:
     """
 
     def __init__(self, config: RewardConfig) -> None:
-        functions = {name: float(weight) for name, weight in config.functions.items()}
-        targets = {name: absolute(name) for name in functions}
+        names = labels(config.functions)
+        functions = {short: float(config.functions[name]) for short, name in names.items()}
+        targets = {short: absolute(name) for short, name in names.items()}
         self._resolved = {name: resolve(target) for name, target in targets.items()}
         self._max_error_rate = config.max_error_rate
         arguments = (functions, targets, config.processes_per_worker, config.timeout_s, list(sys.path))

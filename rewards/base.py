@@ -139,6 +139,22 @@ def load_function(target: str, label: str) -> Callable[..., Any]:
     return value
 
 
+def labels(names: Iterable[str]) -> dict[str, str]:
+    """Short name -> name as configured: ``my/reward.py:brevity`` is ``brevity`` in parts, metrics and tables.
+
+    Raises RewardLoadError when two functions would share a short name.
+    """
+    found: dict[str, str] = {}
+    for name in names:
+        short = name.rpartition(":")[2]
+        if short in found:
+            raise RewardLoadError(
+                f"rewards {found[short]!r} and {name!r} are both called {short!r} in metrics: rename one"
+            )
+        found[short] = name
+    return found
+
+
 def absolute(name: str) -> str:
     """The same name, with a file's path made absolute: processes with another working directory find it too."""
     source, colon, attribute = name.rpartition(":")

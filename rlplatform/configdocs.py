@@ -65,7 +65,7 @@ def table(cls: type) -> list[str]:
     comments = _comments(cls)
     lines = [inspect.getdoc(cls) or "", "", "| key | type | default | meaning |", "|---|---|---|---|"]
     for entry in fields(cls):
-        value = entry.default if entry.default is not MISSING else entry.default_factory()  # type: ignore[misc]
+        value = entry.default if entry.default is not MISSING else entry.default_factory()  # type: ignore[operator, misc]
         shown = "its section" if is_dataclass(value) else f"`{value!r}`"
         cells = (f"`{entry.name}`", f"`{entry.type}`", shown, comments.get(entry.name, ""))
         lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")

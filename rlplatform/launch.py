@@ -7,15 +7,16 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rewards.base import labels, resolve
 from rlplatform import checkpoint
-from rlplatform.config import ConfigError, DataConfig, EvalConfig, RLConfig, SamplingConfig
+from rlplatform.config import ConfigError, DataConfig, EvalConfig, RewardConfig, RLConfig, SamplingConfig
 from rlplatform.configfile import to_dict
 from rlplatform.data import PromptSet, ShuffledPrompts, load_prompts
 from rlplatform.environment import prepare
@@ -119,6 +120,21 @@ def prompts_of(data: DataConfig, tokenizer: Any, folder: RunFolder, label: str) 
     return prompt_set
 
 
+def accuracy_metric(reward: RewardConfig, wanted: str) -> str:
+    """The reward part that counts as accuracy; every function is resolved on the way.
+
+    Raises:
+        RewardLoadError: a function cannot be loaded.
+        ConfigError: ``wanted`` is not among them.
+    """
+    names = labels(reward.functions)
+    for name in names.values():
+        resolve(name)
+    if wanted and wanted not in names:
+        raise ConfigError(f"evaluation metric {wanted!r}: expected one of the reward functions, {sorted(names)}")
+    return wanted or next(iter(names))
+
+
 class ShuffledRewards:
     """A scorer that permutes verdicts inside each group: the control that must not learn."""
 
@@ -185,12 +201,9 @@ def run_rl(config: RLConfig) -> Outcome:
         ConfigError: data, model or rewards cannot be used; nothing was started.
         RunStopped, StallError: see ``rl_loop.train``.
     """
-    from rewards.base import resolve
-
     folder = RunFolder(config.run_dir)
     folder.begin(config)
-    for name in config.reward.functions:
-        resolve(name)
+    metric = accuracy_metric(config.reward, config.evaluation.metric)
     tokenizer = load_tokenizer(config.model.path, trust_remote_code=config.model.trust_remote_code)
     prompts = prompts_of(config.data, tokenizer, folder, "train")
     held_out = prompts_of(config.evaluation.data, tokenizer, folder, "eval") if config.evaluation.data.path else None
@@ -205,7 +218,6 @@ def run_rl(config: RLConfig) -> Outcome:
             stream.load_state_dict(found.state["prompts"])
         sampling = sampling_params(config.sampling)
         folder.save_json("sampling.json", {"effective": fleet.effective_sampling(), "neutral": sampling.neutral})
-        metric = config.evaluation.metric or next(iter(config.reward.functions))
         held_out_evaluation = None
         if held_out is not None:
             held_out_evaluation = evaluator(
@@ -257,7 +269,7 @@ def _start(config: RLConfig, folder: RunFolder, stack: ExitStack) -> tuple[Any, 
 
     os.environ["RLPLATFORM_LOG_DIR"] = str(folder.logs.resolve())
     with ThreadPoolExecutor(3) as pool:
-        starts = [
+        starts: list[Future[Any]] = [
             pool.submit(
                 RolloutFleet,
                 config.model.path,
@@ -302,12 +314,10 @@ def run_eval(config: EvalConfig) -> Outcome:
     """Held-out pass@1 and pass@k of a model; ``results.json`` holds everything needed to repeat it."""
     from actors.reward_service import RewardService
     from actors.rollout_fleet import RolloutFleet
-    from rewards.base import resolve
 
     folder = RunFolder(config.run_dir)
     folder.begin(config)
-    for name in config.reward.functions:
-        resolve(name)
+    metric = accuracy_metric(config.reward, config.metric)
     tokenizer = load_tokenizer(config.model.path, trust_remote_code=config.model.trust_remote_code)
     prompts = prompts_of(config.data, tokenizer, folder, "eval")
     sampling = sampling_params(config.sampling)
@@ -324,7 +334,7 @@ def run_eval(config: EvalConfig) -> Outcome:
             service=service,
             sampling=sampling,
             num_samples=config.num_samples,
-            metric=config.metric or next(iter(config.reward.functions)),
+            metric=metric,
             seed=config.seed,
             greedy=config.greedy,
             folder=folder,
