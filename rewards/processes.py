@@ -1,7 +1,8 @@
-"""The parent's side of the fork server in ``rewards/child.py``: start it, fork workers, signal and end them."""
+"""The parent's side of ``rewards/forkserver.py``: the server, its workers, and a pool of workers that never shrinks."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import selectors
@@ -16,11 +17,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rewards.child import SOFT_SIGNAL, receive_message, send_message
+from rewards.base import RewardLoadError
+from rewards.child import SOFT_SIGNAL
+from rewards.wire import receive_message, send_message
 
 # Reward functions get one core each: spinning thread pools of several processes slow each other down many times over.
 _THREADS = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-_BOOTSTRAP = "import sys; sys.path.insert(0, sys.argv[1]); from rewards.child import main; main(int(sys.argv[2]))"
+_BOOTSTRAP = "import sys; sys.path.insert(0, sys.argv[1]); from rewards.forkserver import main; main(int(sys.argv[2]))"
+MAX_SPARES = 8  # workers beyond the size of a pool that slow rows may keep
 _ANSWER_TIMEOUT_S = 30.0  # the server does nothing slow; the first answer has start_timeout_s
 
 
@@ -115,7 +119,7 @@ class ForkServer:
         return Worker(pid, ours, self)
 
     def ask(self, message: Any, descriptor: socket.socket | None = None) -> Any:
-        """Send a command of ``rewards.child`` and return its answer."""
+        """Send a command of ``rewards.forkserver`` and return its answer."""
         with self._lock:
             try:
                 send_message(self._control, message)
@@ -135,3 +139,131 @@ class ForkServer:
             time.sleep(0.005)
         self._process.kill()
         self._process.wait(timeout=5.0)
+
+
+class WorkerPool:
+    """``num_processes`` workers, idle or lent; one that ends is replaced at once. Safe for several threads.
+
+    Raises RewardLoadError when a worker cannot load the functions.
+    """
+
+    def __init__(self, targets: Mapping[str, str], num_processes: int, start_timeout_s: float) -> None:
+        self.num_processes = num_processes
+        self.start_timeout_s = start_timeout_s
+        self.num_restarts = 0  # workers replaced so far
+        self._targets = targets
+        self._changed = threading.Condition()
+        self._idle: list[Worker] = []
+        self._num_spares = 0
+        self._num_waiting = 0
+        self._closed = False
+        self._server = ForkServer(targets, start_timeout_s)
+        try:
+            self._idle = [self._server.fork() for _ in range(num_processes)]  # they import side by side
+            deadline = time.monotonic() + start_timeout_s
+            for worker in self._idle:
+                self._await_ready(worker, deadline)
+        except BaseException:
+            self.close()
+            raise
+
+    def _await_ready(self, worker: Worker, deadline: float) -> None:
+        names = ", ".join(self._targets)
+        with selectors.DefaultSelector() as selector:
+            selector.register(worker.channel, selectors.EVENT_READ)
+            if not selector.select(max(0.0, deadline - time.monotonic())):
+                raise RewardLoadError(f"reward {names}: the import took more than {self.start_timeout_s:g} s")
+        messages = worker.receive()
+        if not messages:
+            raise RewardLoadError(f"reward {names}: the import ended its process ({worker.end()}); its output is above")
+        if "failed" in messages[0]:
+            raise RewardLoadError(f"{messages[0]['failed']}\n{messages[0]['traceback']}")
+        worker.ready = True
+
+    def check_out(self, *, wait: bool) -> Worker | None:
+        """Borrow an idle worker. Without ``wait``, None where none is idle."""
+        with self._changed:
+            while not self._idle:
+                if self._closed:
+                    raise RuntimeError("this RewardPool was closed while rows were waiting")
+                if not wait:
+                    return None
+                self._num_waiting += 1
+                self._changed.wait()
+                self._num_waiting -= 1
+            worker = self._idle.pop()
+            if not worker.idle_and_dead:
+                return worker
+            self._end(worker)
+            return self._fork()
+
+    def check_in(self, worker: Worker) -> None:
+        """Give a borrowed worker back."""
+        with self._changed:
+            self._idle.append(worker)
+            self._changed.notify()
+
+    def replace(self, worker: Worker) -> None:
+        """End a borrowed worker, in whatever state it is; a fresh one is idle in its place."""
+        with self._changed:
+            self._end(worker)
+            if not self._closed:
+                self._idle.append(self._fork())
+                self._changed.notify()
+
+    @property
+    def can_add_spare(self) -> bool:
+        return self._num_spares < MAX_SPARES
+
+    @property
+    def others_wait(self) -> bool:
+        return self._num_waiting > 0
+
+    def add_spare(self) -> None:
+        """Put a fresh worker in the place of a borrowed one, which ends with ``end_spare``."""
+        with self._changed:
+            self._num_spares += 1
+            self._idle.append(self._fork())
+            self._changed.notify()
+
+    def end_spare(self, worker: Worker) -> None:
+        with self._changed:
+            self._num_spares -= 1
+            self._end(worker)
+
+    def _end(self, worker: Worker) -> None:
+        with contextlib.suppress(ForkServerDied):  # its workers died with it
+            worker.end()
+
+    def _fork(self) -> Worker:
+        """A fresh worker, from a fresh fork server where the old one has died. Hold ``_changed``."""
+        self.num_restarts += 1
+        try:
+            return self._server.fork()
+        except ForkServerDied:
+            self._server.close()
+            self._server = ForkServer(self._targets, self.start_timeout_s)
+            return self._server.fork()
+
+    def pids(self) -> list[int]:
+        """Of the fork server and the idle workers."""
+        with self._changed:
+            return [self._server.pid, *(worker.pid for worker in self._idle)]
+
+    @property
+    def num_idle(self) -> int:
+        return len(self._idle)
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    def close(self) -> None:
+        """End every process; returns when they are gone."""
+        with self._changed:
+            self._closed = True
+            for worker in self._idle:
+                worker.channel.close()
+            self._idle.clear()
+            self._changed.notify_all()
+            self._server.close()

@@ -150,8 +150,7 @@ STATUS = {
 }
 
 
-@pytest.mark.parametrize("name", ["behave", "behave_by_row"])
-@pytest.mark.parametrize("num_processes", [1, 2])
+@pytest.mark.parametrize(("name", "num_processes"), [("behave", 1), ("behave_by_row", 1), ("behave_by_row", 2)])
 def test_one_bad_row_has_one_bad_status(pool, name, num_processes):
     made = pool(name, num_processes=num_processes, timeout_s=0.8)
     verdicts = made.score(["p"] * len(MODES), ["c"] * len(MODES), {"mode": MODES})
