@@ -17,10 +17,12 @@ from __future__ import annotations
 import contextlib
 import datetime
 import io
+import json
 import logging
 import math
 import os
 import random
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +40,9 @@ from rlplatform.roles import RunStopped
 log = logging.getLogger(__name__)
 
 TAG = "engine"  # DeepSpeed's checkpoint tag: the folder itself is what carries the step
+STATE_FILE = "engine.json"
+SHAPE = ("world_size", "zero_stage")  # a checkpoint fits only an engine of the same
+COUNTERS = ("num_steps", "num_skipped", "num_skipped_in_a_row")
 MAX_BUCKET = 50_000_000  # elements of one gradient reduction
 
 
@@ -85,7 +90,6 @@ def process_environment(*, use_gpu: bool, num_threads: int = 1) -> dict[str, str
     env = {
         "TORCH_EXTENSIONS_DIR": str(torch_extensions_dir()),
         "TOKENIZERS_PARALLELISM": "false",
-        "PYTHONWARNINGS": "ignore::FutureWarning",  # DeepSpeed's ZeRO-3 calls collectives by their former names
     }
     if not use_gpu:
         env["DS_ACCELERATOR"] = "cpu"
@@ -127,15 +131,41 @@ def quiet_deepspeed() -> Iterator[None]:
             logger.removeHandler(handler)
         logger.propagate = True
         logger.setLevel(logging.WARNING)
+        warnings.filterwarnings("ignore", "`torch.distributed.*is deprecated", FutureWarning)  # ZeRO-3's collectives
         yield
     for line in chatter.getvalue().splitlines():
         log.debug("deepspeed: %s", line)
 
 
+def effective_zero_stage(stage: int, dtype: str) -> int:
+    """bfloat16 with ZeRO 0 runs as ZeRO 1: only from there on DeepSpeed keeps float32 masters beside bfloat16."""
+    return max(stage, 1) if dtype == "bfloat16" else stage
+
+
+def read_checkpoint(folder: str | Path, *, world_size: int, zero_stage: int) -> dict[str, int]:
+    """What ``TrainEngine.save`` wrote about itself.
+
+    Raises:
+        RunStopped: no checkpoint there, or one that this engine cannot continue.
+    """
+    path = Path(folder) / STATE_FILE
+    if not path.is_file():
+        raise RunStopped(f"no checkpoint in {folder}: expected {STATE_FILE}, which the engine writes when it saves")
+    state = json.loads(path.read_text())
+    for name, key, here in (
+        ("world_size", "learner.num_workers", world_size),
+        ("zero_stage", "learner.zero_stage", zero_stage),
+    ):
+        if state[name] != here:
+            raise RunStopped(
+                f"the checkpoint in {folder} has {key}={state[name]}, this run {here}; set {key}={state[name]} to "
+                "continue it, or start from its exported model"
+            )
+    return state
+
+
 class TrainEngine:
     """A DeepSpeed engine (ZeRO 0 to 3, float32 or bfloat16 with float32 masters) with AdamW.
-
-    bfloat16 with ZeRO 0 runs as ZeRO 1: DeepSpeed's stage 0 has no float32 masters with an overflow check that holds.
 
     Every method is called by all ranks, in the same order. ``module`` is what ``__call__`` runs; ``policy`` names its
     parameters for ``full_state`` and ``export`` (default: ``module.policy``).
@@ -155,7 +185,7 @@ class TrainEngine:
             raise RuntimeError("TrainEngine: expected an initialised process group; call init_process_group first")
         os.environ.setdefault("LOCAL_RANK", "0")
         self.config = optimizer
-        self.zero_stage = max(learner.zero_stage, 1) if dtype == "bfloat16" else learner.zero_stage
+        self.zero_stage = effective_zero_stage(learner.zero_stage, dtype)
         self.num_optimizer_steps = num_optimizer_steps
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.policy: HFModule = policy if policy is not None else module.policy  # type: ignore[assignment]
@@ -196,7 +226,8 @@ class TrainEngine:
     def step(self) -> StepResult:
         """Update the parameters, or skip the update on all ranks when any gradient is not finite.
 
-        The caller dumps what it trained on and ends the run once ``must_stop`` says why.
+        Raises:
+            RunStopped: that was the ``max_skipped_steps``-th skipped step in a row.
         """
         lr = learning_rate(self.config, self.num_steps, self.num_optimizer_steps)
         for group in self._deepspeed.optimizer.param_groups:
@@ -210,18 +241,13 @@ class TrainEngine:
         self.num_steps += 1
         self.num_skipped += skipped
         self.num_skipped_in_a_row = self.num_skipped_in_a_row + 1 if skipped else 0
+        if self.num_skipped_in_a_row >= self.config.max_skipped_steps:
+            raise RunStopped(
+                f"{self.num_skipped_in_a_row} optimiser steps in a row had a gradient that is not finite "
+                f"(optimizer.max_skipped_steps={self.config.max_skipped_steps}); the weights are those of the last "
+                "finite step. Look at what these steps trained on, or lower optimizer.lr"
+            )
         return StepResult(lr, grad_norm, skipped)
-
-    @property
-    def must_stop(self) -> str:
-        """The reason to end the run: ``max_skipped_steps`` updates in a row were skipped; "" while there is none."""
-        if self.num_skipped_in_a_row < self.config.max_skipped_steps:
-            return ""
-        return (
-            f"{self.num_skipped_in_a_row} optimiser steps in a row had a gradient that is not finite "
-            f"(optimizer.max_skipped_steps={self.config.max_skipped_steps}); the weights are those of the last finite "
-            "step. Look at the dumped batches, or lower optimizer.lr"
-        )
 
     def _step_bare(self) -> tuple[float, bool]:
         # The gradients are already summed over ranks, so every rank finds the same norm and decides alike.
@@ -273,16 +299,12 @@ class TrainEngine:
     def save(self, folder: str | Path) -> None:
         """Model, optimiser, place in the schedule and random state of every rank, into an existing folder."""
         folder = Path(folder)
-        counters = {
-            "num_steps": self.num_steps,
-            "num_skipped": self.num_skipped,
-            "num_skipped_in_a_row": self.num_skipped_in_a_row,
-            "world_size": self.world_size,
-            "zero_stage": self.zero_stage,
-        }
         with quiet_deepspeed():
-            self._deepspeed.save_checkpoint(str(folder), tag=TAG, client_state={"rlplatform": counters})
+            self._deepspeed.save_checkpoint(str(folder), tag=TAG)
         torch.save(_random_state(), folder / f"random_state_rank{self.rank}.pt")
+        if self.rank == 0:
+            state = {name: getattr(self, name) for name in (*SHAPE, *COUNTERS)}
+            (folder / STATE_FILE).write_text(json.dumps(state))
         dist.barrier()
 
     def load(self, folder: str | Path) -> None:
@@ -292,30 +314,14 @@ class TrainEngine:
             RunStopped: no checkpoint there, or one of another number of ranks or another ZeRO stage.
         """
         folder = Path(folder)
-        if not (folder / TAG).is_dir():
-            raise RunStopped(
-                f"no engine checkpoint in {folder}: expected the folder {TAG}/ that TrainEngine.save writes"
-            )
-        saved_ranks = len(list(folder.glob("random_state_rank*.pt")))
-        if saved_ranks != self.world_size:
-            raise RunStopped(
-                f"checkpoint {folder} was written by {saved_ranks} ranks, this run has {self.world_size}; set "
-                f"learner.num_workers={saved_ranks}, or start from its exported model"
-            )
+        state = read_checkpoint(folder, world_size=self.world_size, zero_stage=self.zero_stage)
         with quiet_deepspeed():
-            path, client_state = self._deepspeed.load_checkpoint(str(folder), tag=TAG)
-        counters = (client_state or {}).get("rlplatform")
-        if path is None or counters is None:
+            path, _ = self._deepspeed.load_checkpoint(str(folder), tag=TAG)
+        if path is None:
             raise RunStopped(f"DeepSpeed could not read the checkpoint in {folder}; see the log for its reason")
-        if counters["zero_stage"] != self.zero_stage:
-            raise RunStopped(
-                f"checkpoint {folder} has learner.zero_stage={counters['zero_stage']}, this run {self.zero_stage}"
-            )
-        self.num_steps = counters["num_steps"]
-        self.num_skipped = counters["num_skipped"]
-        self.num_skipped_in_a_row = counters["num_skipped_in_a_row"]
-        state = torch.load(folder / f"random_state_rank{self.rank}.pt", weights_only=False)
-        _set_random_state(state)
+        for name in COUNTERS:
+            setattr(self, name, state[name])
+        _set_random_state(torch.load(folder / f"random_state_rank{self.rank}.pt", weights_only=False))
 
     def close(self) -> None:
         """Give the engine's hooks and buffers back; the process group is its owner's to end."""

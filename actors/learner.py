@@ -26,7 +26,7 @@ from typing import Any, NoReturn, Protocol
 import numpy as np
 import ray
 
-from actors.engine import process_environment
+from actors.engine import effective_zero_stage, process_environment, read_checkpoint
 from actors.fleet import Err, Fleet
 from actors.learner_worker import LearnerWorker, StepPlan, UpdateReport
 from actors.logs import environment as log_environment
@@ -180,11 +180,13 @@ class LearnerGroup:
         Raises:
             RunStopped: not a checkpoint of this learner, or one of another number of ranks or ZeRO stage.
         """
-        state = Path(path) / STATE_FILE
-        if not state.is_file():
-            raise RunStopped(f"no learner checkpoint in {path}: expected {STATE_FILE}, which LearnerGroup.save writes")
+        learner = self.config.learner
+        stage = effective_zero_stage(learner.zero_stage, self.config.model.dtype)
+        read_checkpoint(
+            path, world_size=learner.num_workers, zero_stage=stage
+        )  # refused here, the ranks stay in service
         self._on_all(LearnerWorker.load, path)
-        self._version = int(json.loads(state.read_text())["version"])
+        self._version = int(json.loads((Path(path) / STATE_FILE).read_text())["version"])
 
     def export(self, path: str) -> None:
         """Write a Hugging Face folder that transformers and vLLM load: weights, config, tokenizer, chat template."""
@@ -243,7 +245,7 @@ class LearnerGroup:
         timeout_s = timeout_s or self.config.learner.call_timeout_s
         self._fleet.call_timeout_s = timeout_s  # past it the fleet kills the rank and raises
         answers: dict[int, Any] = {}
-        errors: dict[int, str] = {}
+        errors: dict[int, Err] = {}
         ranks = range(self.config.learner.num_workers)
         grace_ends = math.inf
         try:
@@ -254,7 +256,7 @@ class LearnerGroup:
                     if isinstance(reply.result, Err):
                         # The others wait for this rank in a collective; they may say what they saw, but not for long.
                         grace_ends = min(grace_ends, time.monotonic() + CAUSE_GRACE_S)
-                        errors[rank] = f"{self._fleet.name(rank)}: {reply.result}"
+                        errors[rank] = reply.result
                     else:
                         answers[rank] = reply.result.value
         except RunStopped as lost:
@@ -266,21 +268,23 @@ class LearnerGroup:
     def _fail(
         self,
         method: Callable[..., Any],
-        errors: Mapping[int, str],
+        errors: Mapping[int, Err],
         ranks: range,
         answers: Mapping[int, Any],
         lost: RunStopped | None,
     ) -> NoReturn:
         """Put the group out of service; the error tells the cause first, a broken collective's echo after it."""
+        said: dict[str, list[str]] = {}  # the same words of several ranks are told once
+        for rank, error in errors.items():
+            text = error.message if error.error_type == RunStopped.__name__ else str(error)
+            said.setdefault(text, []).append(self._fleet.name(rank))
         echoes = ("connection", "peer", "gloo", "nccl")
-        texts = sorted(errors.values(), key=lambda text: any(echo in text.lower() for echo in echoes))
+        texts = sorted(said, key=lambda text: any(echo in text.lower() for echo in echoes))
         names = [self._fleet.name(rank) for rank in ranks if rank not in answers and rank not in errors]
         silent = [name for name in names if name not in str(lost)]
-        parts = [
-            *([str(lost)] if lost else []),
-            *texts,
-            *([f"without an answer: {', '.join(silent)}"] if silent else []),
-        ]
+        parts = [str(lost)] if lost else []
+        parts += [f"{', '.join(said[text])}: {text}" for text in texts]
+        parts += [f"without an answer: {', '.join(silent)}"] if silent else []
         self._failure = "\n".join(f"learner, {method.__name__}: {part}" for part in parts)
         raise RunStopped(self._failure) from lost
 

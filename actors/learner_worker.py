@@ -7,6 +7,7 @@ whole optimiser step, so a rank never divides by what it happens to hold.
 
 from __future__ import annotations
 
+import math
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import numpy as np
 import ray
 import torch
 
-from actors.engine import TrainEngine, init_process_group
+from actors.engine import StepResult, TrainEngine, init_process_group
 from actors.fleet import FleetActor
 from actors.logs import redirect_output
 from model.hf import load_policy
@@ -24,6 +25,7 @@ from model.logprobs import TokenScorer
 from rlplatform import losses
 from rlplatform.batching import take_train_rows, token_index
 from rlplatform.config import AlgorithmConfig, RLConfig
+from rlplatform.roles import RunStopped
 from rlplatform.types import RolloutBatch, TrainBatch
 
 
@@ -265,9 +267,12 @@ class LearnerWorker(FleetActor):
                 values = torch.stack([value.double() for value in sums.values()]).tolist()  # one transfer, not twenty
                 parts.append(dict(zip(sums, values, strict=True)))
                 self.engine.backward(loss, last=i == len(micro_batches) - 1)
-            result = self.engine.step()
+            try:
+                result = self.engine.step()
+            except RunStopped as error:
+                stopped, result = str(error), StepResult(lr=math.nan, grad_norm=math.nan, skipped=True)
             skipped_now += result.skipped
-            if stopped := self.engine.must_stop:
+            if stopped:
                 break
         return UpdateReport(
             sums=losses.combine_stats(_same_names(parts)),

@@ -227,6 +227,23 @@ def test_one_update_is_the_bare_loop_for_any_ranks_stage_and_budget(
     assert learner.version == 1
 
 
+def test_what_stands_in_masked_slots_reaches_nothing(start: Any, model: str, one_step: Any) -> None:
+    learner, batch = start(configuration(2, budget=100)), rollouts()
+    learner.update(learner.add_logprobs(batch))
+    clean = learner.full_state()
+    nan = np.float32("nan")
+    dirty = replace(
+        batch,
+        rollout_logprobs=np.where(batch.loss_mask, batch.rollout_logprobs, nan),
+        advantages=np.where(batch.loss_mask, batch.advantages, nan),
+    )
+    learner = start(configuration(2, budget=100))
+    metrics = learner.update(TrainBatch(dirty, np.where(batch.loss_mask, learner.logprobs(batch), nan), None))
+    assert relative_error(learner.full_state(), one_step[0], initial(model)) < 1e-4
+    assert relative_error(learner.full_state(), clean, initial(model)) < 1e-6
+    assert all(np.isfinite(value) for value in metrics.values())
+
+
 def test_activation_checkpointing_changes_nothing(start: Any, model: str, one_step: Any) -> None:
     config = configuration(2, stage=3, budget=100)
     learner = start(replace(config, learner=replace(config.learner, activation_checkpointing=True)))
@@ -371,11 +388,15 @@ def test_save_and_load_continue_bit_for_bit(start: Any, tmp_path: Path, ranks: i
 
 
 def test_a_checkpoint_of_another_shape_is_refused(start: Any, tmp_path: Path) -> None:
-    with pytest.raises(RunStopped, match=r"expected learner\.json"):
+    with pytest.raises(RunStopped, match=r"expected engine\.json"):
         start(configuration()).load(str(tmp_path))
     start(configuration(1)).save(str(tmp_path))
-    with pytest.raises(RunStopped, match="written by 1 ranks, this run has 2"):
-        start(configuration(2)).load(str(tmp_path))
+    two_ranks = start(configuration(2))
+    with pytest.raises(RunStopped, match=r"learner\.num_workers=1, this run 2"):
+        two_ranks.load(str(tmp_path))
+    with pytest.raises(RunStopped, match=r"learner\.zero_stage=2, this run 3"):
+        start(configuration(1, stage=3)).load(str(tmp_path))
+    two_ranks.logprobs(rollouts())  # a refused checkpoint leaves the ranks in service
 
 
 def test_gathered_weights_are_the_models_own(start: Any, model: str) -> None:
@@ -454,19 +475,22 @@ def test_a_batch_without_a_loss_token_is_refused(start: Any) -> None:
         start(configuration()).update(TrainBatch(replace(batch, loss_mask=np.zeros_like(batch.loss_mask)), None, None))
 
 
-@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_lost_rank_ends_in_an_error_that_names_it(cluster: None, model: str, sign: signal.Signals) -> None:
-    config = configuration(2)
-    learner = LearnerGroup(replace(config, learner=replace(config.learner, call_timeout_s=10.0)), model)
-    pids = [learner._fleet.incarnation(rank).pid for rank in (0, 1)]
+@pytest.mark.parametrize(("ranks", "sign"), [(2, signal.SIGKILL), (1, signal.SIGSTOP)])
+def test_a_lost_rank_ends_in_an_error_that_names_it(
+    cluster: None, model: str, ranks: int, sign: signal.Signals
+) -> None:
+    config = configuration(ranks)
+    learner = LearnerGroup(replace(config, learner=replace(config.learner, call_timeout_s=8.0)), model)
+    pids = [learner._fleet.incarnation(rank).pid for rank in range(ranks)]
+    name = f"learner-{ranks - 1}"
     try:
         learner.update(learner.add_logprobs(rollouts()))
-        os.kill(pids[1], sign)
+        os.kill(pids[-1], sign)
         began = time.monotonic()
-        with pytest.raises(RunStopped, match="learner-1"):
+        with pytest.raises(RunStopped, match=name):
             learner.update(learner.add_logprobs(rollouts()))
         assert time.monotonic() - began < 25.0
-        with pytest.raises(RunStopped, match=r"(?s)out of service.*learner-1"):
+        with pytest.raises(RunStopped, match=rf"(?s)out of service.*{name}"):
             learner.logprobs(rollouts())
     finally:
         learner.close()
