@@ -55,7 +55,7 @@ def main(descriptor: int) -> None:
 def _import_built_ins(targets: Sequence[str]) -> None:
     """Pay for heavy imports once. A failure is left to the worker, which repeats the import and reports it."""
     for target in targets:
-        if target in REWARDS:
+        if REWARDS.get(target, target) in REWARDS.values():
             try:
                 module = sys.modules[resolve(target).__module__]
                 getattr(module, "warm_up", lambda: None)()

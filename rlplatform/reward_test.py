@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rewards.base import OK, STATUSES, RewardLoadError, Verdict
+from rewards.base import OK, STATUSES, RewardLoadError, Verdict, labels
 from rewards.runner import RewardPool
 
 BATCH_ROWS = 64  # rows a call of the function, as a training step would hand them over
@@ -42,7 +42,8 @@ def run_reward_test(name_or_path: str, data: Path, out: Path | None, timeout_s: 
     """
     try:
         rows = read_rows(data, limit)
-        with RewardPool({name_or_path: 1.0}, num_processes=1, timeout_s=timeout_s) as pool:
+        names = labels([name_or_path])
+        with RewardPool(dict.fromkeys(names, 1.0), timeout_s=timeout_s, targets=names) as pool:
             verdicts, columns = grade_rows(pool, rows)
             tracebacks = dict(pool.first_tracebacks)
         if out is not None:

@@ -136,8 +136,7 @@ def test_built_in_rewards_over_many_groups(cluster: None) -> None:
 
 
 def test_what_functions_are_given(cluster: None, functions: Path) -> None:
-    name = f"{functions}:inspect_inputs"
-    service = RewardService(RewardConfig(functions={name: 1.0}))
+    service = RewardService(RewardConfig(functions={f"{functions}:inspect_inputs": 1.0}))
     try:
         service.submit(
             [group("chat", ["ab", "abcd"], level=1), group("raw", ["a"], chat=False, level=2)],
@@ -146,7 +145,7 @@ def test_what_functions_are_given(cluster: None, functions: Path) -> None:
         scored = drain(service)
         length = len("user: 3+4?\nassistant:")
         expected = [0.5 + n + 300 + 1000 + 10000 * length for n in (2, 4)]
-        assert [v.parts[name] for v in scored["chat"].verdicts] == expected
+        assert [v.parts["inspect_inputs"] for v in scored["chat"].verdicts] == expected
         assert [v.detail for v in scored["chat"].verdicts] == ["kind: list"] * 2
         assert scored["raw"].verdicts[0].detail == "kind: str"
         assert service.metrics()["score/custom/rows"] == pytest.approx(1.5)

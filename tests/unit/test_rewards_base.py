@@ -24,6 +24,7 @@ from rewards.base import (
     Verdict,
     absolute,
     compose,
+    labels,
     resolve,
     signature_of,
     to_verdicts,
@@ -136,6 +137,12 @@ class TestResolve:
         )
         result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
         assert result.stdout.strip() == "[]"
+
+
+def test_labels_are_short_and_differ():
+    assert labels(["math", "a/b.py:brevity"]) == {"math": "math", "brevity": "a/b.py:brevity"}
+    with pytest.raises(RewardLoadError, match="both called 'fn'"):
+        labels(["a.py:fn", "b.py:fn"])
 
 
 def test_signature_says_which_columns_are_missing():

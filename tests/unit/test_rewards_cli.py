@@ -140,4 +140,5 @@ def test_the_command(rows_file, user_file, tmp_path):
     )
     assert result.returncode == 0, result.stderr
     assert "my_rewards.py:short, 3 rows" in result.stdout
-    assert len((tmp_path / "verdicts.jsonl").read_text().splitlines()) == 3
+    written = [json.loads(line) for line in (tmp_path / "verdicts.jsonl").read_text().splitlines()]
+    assert [list(row["parts"]) for row in written] == [["short"]] * 3
