@@ -284,10 +284,3 @@ class ShuffledPrompts:
                 "use the same data and seed, or start a fresh run"
             )
         self._drawn, self._step, self._index = int(state["drawn"]), -1, 0
-
-
-def text_of(prompt: Any) -> str:
-    """The text of a prompt value, e.g. for a tokenizer to train on: a string, or messages with their roles."""
-    if isinstance(prompt, str):
-        return prompt
-    return "\n".join(f"{message['role']}\n{message['content']}" for message in prompt)

@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -227,15 +228,16 @@ def make_dataset(config: DatasetConfig) -> Outcome:
 def init_model(config: InitModelConfig) -> Outcome:
     """Train a tokenizer on the dataset's text, then write a model with random weights beside it."""
     from model.init import init_model as write_model
-    from model.tokenizer import train_bpe
-    from rlplatform.data import normalise, read_rows, text_of
+    from model.tokenizer import chat_texts, train_bpe
+    from rlplatform.data import normalise, read_rows
 
     folder = Path(config.run_dir)
     tokenizer = config.tokenizer
     if not tokenizer:
         tokenizer = str(folder / "tokenizer")
-        texts = (text_of(normalise(row, where, config.data)[0]) for where, row in read_rows(config.data))
-        train_bpe(texts, config.vocab_size, tokenizer)
+        values = (normalise(row, where, config.data)[0] for where, row in read_rows(config.data))
+        texts = ([value] if isinstance(value, str) else chat_texts([value]) for value in values)
+        train_bpe(chain.from_iterable(texts), config.vocab_size, tokenizer)
     parameters = write_model(folder / "model", tokenizer, config.architecture, config.vocab_size, config.seed)
     return Outcome(str(folder / "model"), {"parameters": parameters})
 
