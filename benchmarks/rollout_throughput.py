@@ -88,7 +88,8 @@ def measure(model: str, arguments: argparse.Namespace) -> dict[str, Any]:
                 ratios.append(bare_s / fleet_s)
         return {
             "workers": arguments.workers,
-            "requests": f"{arguments.prompts} x {arguments.samples}, {arguments.prompt_tokens} + {arguments.new_tokens} tokens",
+            "prompts_x_samples": f"{arguments.prompts} x {arguments.samples}",
+            "prompt_and_new_tokens": f"{arguments.prompt_tokens} + {arguments.new_tokens}",
             "tokens": num_tokens,
             "fleet_tokens_per_s": round(median(fleet_rates)),
             "bare_vllm_tokens_per_s": round(median(bare_rates)),
