@@ -34,7 +34,7 @@ import torch.distributed as dist
 from torch import nn
 
 from rlplatform.config import LearnerConfig, OptimizerConfig
-from rlplatform.paths import torch_extensions_dir
+from rlplatform.paths import prepare_deepspeed, torch_extensions_dir
 from rlplatform.roles import RunStopped
 
 log = logging.getLogger(__name__)
@@ -123,6 +123,7 @@ def init_process_group(rank: int, world_size: int, addr: str, port: int, *, time
 @contextlib.contextmanager
 def quiet_deepspeed() -> Iterator[None]:
     """DeepSpeed's prints and its own stdout handler become records of this module's logger."""
+    prepare_deepspeed()
     chatter = io.StringIO()
     with contextlib.redirect_stdout(chatter):
         from deepspeed.utils import logger

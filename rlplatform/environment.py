@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
-from rlplatform.paths import torch_extensions_dir
+from rlplatform.paths import prepare_deepspeed
+
+LOGGER = logging.getLogger(__name__)
 
 
 def has_gpu() -> bool:
@@ -16,7 +19,6 @@ def has_gpu() -> bool:
 def prepare() -> None:
     """Defaults for this process and the ones it starts: quiet, no telemetry, no probing for accelerators."""
     defaults = {
-        "TORCH_EXTENSIONS_DIR": str(torch_extensions_dir()),  # DeepSpeed's ops, built by set-up
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "VLLM_NO_USAGE_STATS": "1",
@@ -29,3 +31,5 @@ def prepare() -> None:
         defaults["DS_ACCELERATOR"] = "cpu"  # else DeepSpeed warns on the screen that it looked for one
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+    for lock in prepare_deepspeed():
+        LOGGER.warning("removed %s: left by a build that was killed; the next load would have waited for ever", lock)
