@@ -86,7 +86,7 @@ class _Worker:
         except RewardLoadError as error:
             self._send({"failed": str(error), "traceback": traceback.format_exc()})
             return
-        self._send({"ready": True})
+        self._send({"ready": True, "cpu_s": time.process_time()})
         while True:
             job = receive_message(self._channel)
             for message in self._by_row(job) if job["by_row"] else [self._call(job, slice(None))]:
@@ -136,6 +136,7 @@ class _Worker:
             "extras": logs.extras,
             "metrics": logs.metrics,
             "traceback": logs.traceback,
+            "cpu_s": time.process_time(),
         }
 
 

@@ -22,7 +22,9 @@ from typing import Any
 from rewards.base import ERROR, TIMEOUT, Verdict
 from rewards.processes import ForkServerDied, Worker, WorkerPool
 
-SLOW_ROW_S = 0.3  # after this a row no longer holds up the rows behind it
+SLOW_ROW_S = 0.3  # computed or slept so long, a row no longer holds up the rows behind it
+STARVED_ROW_S = 1.0  # the same for a row that mostly waits for a core; less where other rows took much less
+RECHECK_S = 0.1
 SOFT_GRACE_S = 0.25  # between the soft signal and SIGKILL
 MAX_CHUNK = 32  # rows a task of a rowwise function
 MAX_INNOCENT_DEATHS = 3  # times a task is sent again because its worker was lost through no fault of a row
@@ -44,6 +46,8 @@ class _Running:
     worker: Worker
     job: dict[str, Any]
     since: float  # when the current row (or batch) started
+    cpu_s: float = 0.0  # CPU seconds of the process at that time
+    check_at: float = 0.0  # when to ask whether the row is slow
     done: int = 0  # rows with a verdict
     soft_stopped: bool = False
     detached: bool = False  # beyond num_processes; ends with its row
@@ -71,6 +75,8 @@ class GradingCall:
         for function, by_row in rowwise.items():
             self._pending.extend(self._tasks(function, list(range(self._num_rows)), by_row))
         self._verdicts: dict[str, list[Verdict | None]] = {name: [None] * self._num_rows for name in rowwise}
+        self._num_graded = 0
+        self._row_seconds = 0.0  # wall-clock time of the graded rows
         self.extras: dict[str, list[Any]] = {}  # column -> [n]; None where no function logged anything
         self.metrics: dict[str, list[float]] = {}  # name -> a value a call
         self.tracebacks: dict[str, str] = {}  # function -> of its first failure
@@ -115,7 +121,8 @@ class GradingCall:
                 job[name] = values
             else:
                 job[name] = [values[row] for row in task.rows]
-        running = self._running[worker] = _Running(task, worker, job, time.monotonic())
+        running = self._running[worker] = _Running(task, worker, job, 0.0)
+        self._restart_clock(running, worker.cpu_s)
         if worker.ready:  # else with its first message: it is importing and does not listen
             self._send(running)
 
@@ -147,7 +154,8 @@ class GradingCall:
     def _take(self, running: _Running, message: dict[str, Any]) -> None:
         task = running.task
         if "ready" in message:
-            running.worker.ready, running.since = True, time.monotonic()
+            running.worker.ready = True
+            self._restart_clock(running, message["cpu_s"])
             self._send(running)
         elif "failed" in message:  # it loads in other workers, and not in this one
             self._note(task.function, message["traceback"])
@@ -174,7 +182,9 @@ class GradingCall:
         for name, value in message["metrics"].items():
             self.metrics.setdefault(name, []).append(value)
         running.done += len(rows)
-        running.since = time.monotonic()
+        self._num_graded += len(rows)
+        self._row_seconds += time.monotonic() - running.since
+        self._restart_clock(running, message["cpu_s"])
         if running.soft_stopped or running.done == len(task.rows):
             self._requeue(running, first=running.done)
             self._finish(running)
@@ -188,12 +198,18 @@ class GradingCall:
 
     # --- time ---------------------------------------------------------------------------------------------------
 
+    def _restart_clock(self, running: _Running, cpu_s: float) -> None:
+        running.since = time.monotonic()
+        running.cpu_s = running.worker.cpu_s = cpu_s
+        running.check_at = running.since + min(SLOW_ROW_S, self._timeout_s)
+
     def _next_event(self, running: _Running) -> float:
         if not running.worker.ready:
             return running.since + self._workers.start_timeout_s
         if running.soft_stopped:
             return running.since + self._timeout_s + SOFT_GRACE_S
-        return running.since + (min(SLOW_ROW_S, self._timeout_s) if self._may_detach(running) else self._timeout_s)
+        deadline = running.since + self._timeout_s
+        return min(deadline, running.check_at) if self._may_detach(running) else deadline
 
     def _may_detach(self, running: _Running) -> bool:
         others = len(running.task.rows) > running.done + 1 or self._pending or self._workers.others_wait
@@ -213,8 +229,23 @@ class GradingCall:
             running.soft_stopped = True
             with contextlib.suppress(ForkServerDied):  # then the worker's channel ends, and that is handled
                 running.worker.soft_stop()
-        elif elapsed >= SLOW_ROW_S and self._may_detach(running):
-            self._detach(running)
+        elif time.monotonic() >= running.check_at and self._may_detach(running):
+            running.check_at = time.monotonic() + RECHECK_S
+            if self._is_slow(running):
+                self._detach(running)
+
+    def _is_slow(self, running: _Running) -> bool:
+        """It has slept, or has had a core, for SLOW_ROW_S.
+
+        On a busy machine every row waits for a core, and more processes do not help: such a row is slow only compared
+        with the others of this call.
+        """
+        usual_s = 10 * self._row_seconds / self._num_graded if self._num_graded >= 5 else STARVED_ROW_S
+        usage = running.worker.usage()
+        if usage is None or time.monotonic() >= running.since + min(usual_s, STARVED_ROW_S):
+            return True
+        computing, cpu_s = usage
+        return not computing or cpu_s - running.cpu_s >= SLOW_ROW_S
 
     def _detach(self, running: _Running) -> None:
         """Leave the current row alone with its process; its other rows and its place in the pool go to a fresh one."""

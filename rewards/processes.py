@@ -40,6 +40,7 @@ class Worker:
     channel: socket.socket
     server: ForkServer
     ready: bool = False  # it has imported its functions
+    cpu_s: float = 0.0  # CPU seconds it had used when it last said so
     _buffer: bytearray = field(default_factory=bytearray)
 
     def send(self, job: Mapping[str, Any]) -> None:
@@ -69,6 +70,14 @@ class Worker:
     def soft_stop(self) -> None:
         """Raise ``SoftTimeout`` in the function that it is running. Raises ForkServerDied."""
         self.server.ask(("signal", self.pid, int(SOFT_SIGNAL)))
+
+    def usage(self) -> tuple[bool, float] | None:
+        """Is it computing, or waiting for its turn to? And its CPU seconds so far. None where nobody can tell."""
+        try:
+            fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return None
+        return fields[0] == "R", (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     @property
     def idle_and_dead(self) -> bool:
@@ -178,7 +187,7 @@ class WorkerPool:
             raise RewardLoadError(f"reward {names}: the import ended its process ({worker.end()}); its output is above")
         if "failed" in messages[0]:
             raise RewardLoadError(f"{messages[0]['failed']}\n{messages[0]['traceback']}")
-        worker.ready = True
+        worker.ready, worker.cpu_s = True, messages[0]["cpu_s"]
 
     def check_out(self, *, wait: bool) -> Worker | None:
         """Borrow an idle worker. Without ``wait``, None where none is idle."""
