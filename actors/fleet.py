@@ -77,14 +77,16 @@ class Incarnation:
 
 @dataclass(frozen=True)
 class _Call:
-    """What ``apply`` runs: a method by name, so that only names and arguments are pickled."""
+    """What ``apply`` runs: a method by name, or a function of the actor that travels with the call."""
 
-    method: str
+    method: str | Callable[..., Any]
     num_args: int
     stacks_after_s: float
 
     def __call__(self, actor: FleetActor, **kwargs: Any) -> Any:
         args = [kwargs.pop(f"_{i}") for i in range(self.num_args)]
+        if callable(self.method):
+            return self.method(actor, *args, **kwargs)
         return getattr(actor, self.method)(*args, **kwargs)
 
 
@@ -298,7 +300,7 @@ class Fleet(Generic[ActorT]):
         for worker, handle in enumerate(handles):
             self._workers[worker] = _Worker(handle, Incarnation("", 0, "", "not started"))
         deadline = time.monotonic() + self.start_timeout_s
-        pings = {worker: self._send(worker, "ping", (), {}, self.start_timeout_s) for worker in self._workers}
+        pings = {worker: self._send(worker, FleetActor.ping, (), {}, self.start_timeout_s) for worker in self._workers}
         for worker, ping in pings.items():
             answer = self._wait(ping, deadline)
             if isinstance(answer, Err):
@@ -312,10 +314,12 @@ class Fleet(Generic[ActorT]):
     ) -> int:
         """Send a call and return its number, which its ``Reply`` carries. An ObjectRef argument arrives as its value.
 
+        ``method`` is one of the actor's class, or a function that takes the actor first.
+
         Raises:
             ActorError: the worker is not in service; send to one of ``live_workers``.
         """
-        return self._send(worker, method.__name__, args, kwargs, self.call_timeout_s)
+        return self._send(worker, method, args, kwargs, self.call_timeout_s)
 
     def ready(self, timeout_s: float) -> list[Reply]:
         """The calls that finished, each exactly once. Waits up to ``timeout_s`` for the first one."""
@@ -342,7 +346,7 @@ class Fleet(Generic[ActorT]):
         **kwargs: P.kwargs,
     ) -> dict[int, Ok[R] | Err]:
         """Call several workers at once and wait for all of them; what a lost worker owed is an ``Err``."""
-        calls = {worker: self._send(worker, method.__name__, args, kwargs, self.call_timeout_s) for worker in workers}
+        calls = {worker: self._send(worker, method, args, kwargs, self.call_timeout_s) for worker in workers}
         deadline = time.monotonic() + self.call_timeout_s
         return {worker: self._wait(call, deadline) for worker, call in calls.items()}
 
@@ -393,23 +397,28 @@ class Fleet(Generic[ActorT]):
     # --- inside -------------------------------------------------------------------------------------------------
 
     def _send(
-        self, worker: int, method: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], timeout_s: float
+        self,
+        worker: int,
+        method: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        timeout_s: float,
     ) -> int:
-        state = self._workers[worker].state
-        if state is WorkerState.LOST and method != "ping":
+        state, name = self._workers[worker].state, method.__name__
+        if state is WorkerState.LOST and method is not FleetActor.ping:
             raise ActorError(f"{self.name(worker)} is not in service: {self._workers[worker].reason}")
         call = self._next_call
         self._next_call += 1
         sent = self._manager.foreach_actor_async(
-            _Call(method, len(args), 0.9 * timeout_s),
+            _Call(name if hasattr(self.actor_class, name) else method, len(args), 0.9 * timeout_s),
             tag=str(call),
             kwargs={**{f"_{i}": arg for i, arg in enumerate(args)}, **kwargs},
             healthy_only=False,
             remote_actor_ids=[worker],
         )
         if sent != 1:
-            raise ActorError(f"{self.name(worker)}: the actor manager sent {sent} calls of {method}, expected 1")
-        self._open[call] = _OpenCall(worker, method, time.monotonic() + timeout_s)
+            raise ActorError(f"{self.name(worker)}: the actor manager sent {sent} calls of {name}, expected 1")
+        self._open[call] = _OpenCall(worker, name, time.monotonic() + timeout_s)
         return call
 
     def _wait(self, call: int, deadline: float) -> Ok[Any] | Err:
@@ -471,7 +480,7 @@ class Fleet(Generic[ActorT]):
                 self._late(call, open_call)
         for worker, w in self._workers.items():
             if w.state is WorkerState.LOST and w.ping_call is None and now >= w.next_ping_at:
-                w.ping_call = self._send(worker, "ping", (), {}, self.start_timeout_s - (now - w.lost_at))
+                w.ping_call = self._send(worker, FleetActor.ping, (), {}, self.start_timeout_s - (now - w.lost_at))
 
     def _late(self, call: int, open_call: _OpenCall) -> None:
         worker = open_call.worker

@@ -88,6 +88,7 @@ class RolloutFleet:
             on_restart=self._restarted,
             change="rollout.num_workers, rollout.cpus_per_worker or rollout.gpus_per_worker",
         )
+        self.ranks_per_worker = rollout.tensor_parallel_size
         self.republish: Callable[[int], None] | None = None  # set by WeightSync: current weights to one worker
         self._max_num_seqs = rollout.max_num_seqs
         self._queue: deque[Job] = deque()

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from actors.fleet import FleetActor
-from actors.weight_sync import Payload, PublishReport
+from actors.weight_sync import Payload, PublishReport, WeightManifest
 from rlplatform.config import ModelConfig, RolloutConfig
 from rlplatform.types import FINISH_LENGTH, FINISH_STOP, GenerationRequest, Rollout, SamplingParams
 
@@ -216,8 +216,19 @@ class RolloutWorker(FleetActor):
         Running requests are preempted; they go on from the tokens they have, with their prefix computed anew. On a
         mismatch the report names the tensors, and this worker refuses to sample until a later publish verifies.
         """
+        return self._load("receive_weights", (*payload, full, version), version)
+
+    def join_group(self, host: str, port: int, first_rank: int, size: int, backend: str, timeout_s: float) -> None:
+        """Join the process group that ``load_broadcast`` receives from, with every rank of this engine."""
+        self._engine.collective_rpc("join_group", args=(host, port, first_rank, size, backend, timeout_s))
+
+    def load_broadcast(self, manifest: WeightManifest, version: int, full: bool) -> PublishReport:
+        """``load_weights``, with the bytes from the process group."""
+        return self._load("receive_broadcast", (manifest, full, version), version)
+
+    def _load(self, receive: str, args: tuple[Any, ...], version: int) -> PublishReport:
         self._out_of_service = f"publish {version} did not finish"
-        reports = self._engine.collective_rpc("receive_weights", args=(*payload, full, version))
+        reports = self._engine.collective_rpc(receive, args=args)
         if not self._engine.reset_prefix_cache(reset_running_requests=True):
             raise RuntimeError("reset_prefix_cache() returned False: old keys and values would be reused")
         report = PublishReport.merge(reports)

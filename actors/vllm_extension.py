@@ -25,6 +25,7 @@ from vllm.model_executor.layers.linear import (
 )
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 
+from actors import transports
 from actors.weight_sync import PublishReport, WeightManifest, corrupted, unflatten
 
 PROBE_COLUMNS = 7  # columns of each matrix that a cheap verification compares exactly; they rotate
@@ -36,6 +37,14 @@ class WeightExtension:
     """Mixed into vLLM's worker by ``worker_extension_cls``; called through ``collective_rpc`` on every rank."""
 
     model_runner: Any
+    rank: int
+
+    def join_group(self, host: str, port: int, first_rank: int, size: int, backend: str, timeout_s: float) -> None:
+        transports.join(host, port, first_rank + self.rank, size, backend, timeout_s)
+
+    def receive_broadcast(self, manifest: WeightManifest, full: bool, round_: int) -> PublishReport:
+        """``receive_weights``, with the bytes from the process group."""
+        return self.receive_weights(manifest, transports.receive(manifest), full, round_)
 
     def receive_weights(self, manifest: WeightManifest, flat: np.ndarray, full: bool, round_: int) -> PublishReport:
         """Take a payload, and compare first what arrived, then what the engine computes with.

@@ -24,6 +24,7 @@ from rlplatform.types import Metrics
 if TYPE_CHECKING:
     import torch
 
+    from actors.fleet import Err, Ok
     from actors.rollout_fleet import RolloutFleet
 
 ALIGN = 64  # bytes; every tensor starts on a cache line
@@ -159,9 +160,17 @@ class WeightSync:
     """
 
     def __init__(self, fleet: RolloutFleet, config: PublishConfig) -> None:
+        from actors.transports import CollectiveTransport, ObjectStoreTransport, Transport
+
         self._fleet, self._config = fleet, config
+        self._store = ObjectStoreTransport(fleet.workers)
+        self._transport: Transport = self._store
+        if config.transport == "collective":
+            backend = "nccl" if fleet.workers.gpus > 0 else "gloo"
+            self._transport = CollectiveTransport(fleet.workers, fleet.ranks_per_worker, backend)
         self._num_publishes = 0
-        self._current: tuple[Any, int] | None = None  # payload and version that a restarted worker is given
+        # Payload, manifest and version that a restarted worker is given.
+        self._current: tuple[Any, WeightManifest, int] | None = None
         fleet.republish = self._republish
 
     def publish(self, learner: WeightSource, version: int) -> Metrics:
@@ -175,11 +184,12 @@ class WeightSync:
         began = time.perf_counter()
         ref = learner.gather_weights()
         manifest = self._manifest(ref)
-        self._current = (ref, version)
+        self._current = (ref, manifest, version)
         every = self._config.full_verify_every
         full = (every > 0 and self._num_publishes % every == 0) or self._is_small(manifest) or self._num_publishes == 0
         self._num_publishes += 1
-        reports = self._send(self._fleet.workers.live_workers, full)
+        workers = self._fleet.workers.live_workers
+        reports = self._reports(version, self._transport.send(learner, workers, ref, manifest, version, full))
         return {
             "publish/seconds": time.perf_counter() - began,
             "publish/bytes": float(manifest.num_bytes),
@@ -187,14 +197,10 @@ class WeightSync:
             "publish/probed_tensors": float(max((r.num_probed for r in reports), default=0)),
         }
 
-    def _send(self, workers: Sequence[int], full: bool) -> list[PublishReport]:
+    def _reports(self, version: int, results: Mapping[int, Ok[PublishReport] | Err]) -> list[PublishReport]:
+        """What the engines found; stops the run unless each of them verified or was lost on the way."""
         from actors.fleet import Err
-        from actors.rollout_worker import RolloutWorker
 
-        if self._current is None:
-            return []
-        ref, version = self._current
-        results = self._fleet.workers.call_each(workers, RolloutWorker.load_weights, ref, version, full)
         reports: list[PublishReport] = []
         for worker, result in results.items():
             name = self._fleet.workers.name(worker)
@@ -212,9 +218,13 @@ class WeightSync:
         return reports
 
     def _republish(self, worker: int) -> None:
-        if not self._send([worker], full=True) and self._current is not None:
-            from actors.fleet import ActorError
+        from actors.fleet import ActorError
 
+        if self._current is None:
+            return
+        ref, manifest, version = self._current
+        results = self._store.send(None, [worker], ref, manifest, version, True)
+        if not self._reports(version, results):
             raise ActorError(f"{self._fleet.workers.name(worker)} was lost again while it took the current weights")
 
     def _is_small(self, manifest: WeightManifest) -> bool:

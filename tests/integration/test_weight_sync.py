@@ -14,13 +14,24 @@ import numpy as np
 import pytest
 import ray
 import torch
+from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
-from actors.fleet import ActorError
+from actors.fleet import ActorError, Fleet, FleetActor
+from actors.learner import LearnerGroup
+from actors.parity import parity_gate, reference_difference, rows_of
 from actors.rollout_fleet import RolloutFleet
 from actors.rollout_worker import RolloutWorker
 from actors.weight_sync import Payload, WeightSync, flatten
-from rlplatform.config import ModelConfig, PublishConfig, RolloutConfig
+from rlplatform.config import (
+    LearnerConfig,
+    ModelConfig,
+    PublishConfig,
+    RewardConfig,
+    RLConfig,
+    RolloutConfig,
+    SamplingConfig,
+)
 from rlplatform.roles import RunStopped
 from rlplatform.types import RolloutGroup, SamplingParams
 from tests.integration import rollout_models as kit
@@ -88,13 +99,31 @@ class Learner:
         return ray.put(self.damage(flatten(state)))
 
 
+class Source(FleetActor):
+    """Stands where the learner's rank 0 stands, in a process of its own."""
+
+    def pack(self, folder: str) -> list[Any]:
+        return [ray.put(flatten(load_file(f"{folder}/model.safetensors")))]
+
+
+class RemoteLearner(Learner):
+    """A learner whose payload is made, and broadcast, by another process."""
+
+    def __init__(self, model: PreTrainedModel, folder: Path) -> None:
+        super().__init__(model, folder)
+        self.workers = Fleet(Source, "learner", 1, cpus=0.5, call_timeout_s=60.0)
+
+    def gather_weights(self) -> Any:
+        kit.checkpoint_tensors(self.model, self.folder / "sent")
+        return self.workers.call(0, Source.pack, str(self.folder / "sent"))[0]
+
+
 class Case:
     """One kind of model: its fleet, and a learner whose weights have moved away from what the engines loaded."""
 
-    def __init__(self, folder: Path, *, num_workers: int, tied: bool = True, experts: int = 0) -> None:
-        self.folder = folder
-        self.model = kit.make_model(tied=tied, experts=experts)
-        path = kit.save(self.model, folder / "initial")
+    def __init__(self, folder: Path, model: PreTrainedModel, num_workers: int) -> None:
+        self.folder, self.model = folder, model
+        path = kit.save(model, folder / "initial")
         self.fleet = RolloutFleet(
             path,
             ModelConfig(path=path),
@@ -107,10 +136,11 @@ class Case:
         self.learner = Learner(self.model, folder)
         self.version = 0
 
-    def publish(self, config: PublishConfig | None = None, sync: WeightSync | None = None) -> dict[str, float]:
+    def publish(self, sync: WeightSync | None = None, learner: Learner | None = None) -> dict[str, float]:
+        """Move the weights and publish them as the next version."""
         self.version += 1
         kit.add_noise(self.model, self.version)
-        return (sync or WeightSync(self.fleet, config or PublishConfig())).publish(self.learner, self.version)
+        return (sync or WeightSync(self.fleet, PublishConfig())).publish(learner or self.learner, self.version)
 
     def each(self, method: Callable[..., Any], *args: Any) -> None:
         for worker in self.fleet.workers.live_workers:
@@ -134,13 +164,16 @@ def cluster() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory) -> Iterator[dict[str, Case]]:
     """Started side by side. "untied" has its own head, experts that the engine pads, and one dense layer."""
-    kinds: dict[str, dict[str, Any]] = {
-        "tied": {"num_workers": 2},
-        "untied": {"num_workers": 1, "tied": False, "experts": 48},
-        "moe": {"num_workers": 1, "experts": 64},
+    models = {
+        "tied": kit.make_model(),
+        "untied": kit.make_model(tied=False, experts=48),
+        "moe": kit.make_model(experts=64),
     }
-    with ThreadPoolExecutor(len(kinds)) as pool:
-        futures = {name: pool.submit(Case, tmp_path_factory.mktemp(name), **kind) for name, kind in kinds.items()}
+    with ThreadPoolExecutor(len(models)) as pool:
+        futures = {
+            name: pool.submit(Case, tmp_path_factory.mktemp(name), model, 2 if name == "tied" else 1)
+            for name, model in models.items()
+        }
         started = {name: future.result() for name, future in futures.items()}
     yield started
     for case in started.values():
@@ -331,10 +364,57 @@ def test_tokens_of_a_sequence_in_flight_carry_the_version_that_sampled_them(tied
     assert mixed >= 8
 
 
-def test_lost_workers_sample_their_groups_again_with_verified_weights(tied: Case) -> None:
+@pytest.fixture(scope="module")
+def remote(cases: dict[str, Case]) -> Iterator[RemoteLearner]:
+    learner = RemoteLearner(cases["tied"].model, cases["tied"].folder)
+    yield learner
+    learner.workers.close()
+
+
+@pytest.mark.parametrize("transport", ["object_store", "collective"])
+def test_every_transport_brings_the_same_bytes_to_every_worker(
+    tied: Case, remote: RemoteLearner, transport: Any
+) -> None:
+    sync = WeightSync(tied.fleet, PublishConfig(transport=transport))
+    for _ in range(2):
+        tied.publish(sync=sync, learner=remote)
+        tied.assert_engines_agree()
+
+
+def test_a_real_learner_publishes_and_passes_the_gate_and_a_wrong_one_does_not(tied: Case) -> None:
+    """ZeRO-3 over two ranks: whole tensors must be gathered before they are sent."""
+    config = RLConfig(
+        model=ModelConfig(path=tied.fleet.model_path),
+        sampling=SamplingConfig(max_new_tokens=48),
+        reward=RewardConfig(functions={"math": 1.0}),
+        learner=LearnerConfig(num_workers=2, cpus_per_worker=0.5, zero_stage=3),
+    )
+    prompts = [kit.prompt(i) for i in range(8)]
+    learner = LearnerGroup(config, tied.fleet.model_path)
+    try:
+        arguments = {"dtype": "float32", "tolerance": 0.0, "seed": 0}
+        with pytest.raises(RunStopped, match=r"(?s)parity gate: .* allowed mean 0.0001.*worst tokens") as stopped:
+            parity_gate(learner, tied.fleet, prompts, **arguments)  # the engines hold noisy weights
+        assert len(str(stopped.value).splitlines()) == 13
+        learner.attach(WeightSync(tied.fleet, PublishConfig()))
+        assert learner.publish()["publish/verified_tensors"] == 4 * 11 + 3
+        tied.model.load_state_dict(kit.make_model().state_dict())
+        tied.version = learner.version
+        tied.assert_engines_agree()
+        gate = parity_gate(learner, tied.fleet, prompts, **arguments)
+        assert gate["parity/abs_logprob_diff_mean"] <= gate["parity/abs_logprob_diff_max"] < 1e-4
+        assert gate["parity/tolerance"] == 1e-4
+        rows = rows_of(tied.fleet.generate(kit.requests(8, 1)))
+        assert 1e-4 < reference_difference(tied.fleet.model_path, rows, "bfloat16") < 0.1
+        assert reference_difference(tied.fleet.model_path, rows, "float32") < 1e-5
+    finally:
+        learner.close()
+
+
+def test_lost_workers_sample_their_groups_again_with_verified_weights(tied: Case, remote: RemoteLearner) -> None:
     """One worker killed, one stopped dead in its tracks: every group once, the same samples as undisturbed."""
-    sync = WeightSync(tied.fleet, PublishConfig())
-    tied.publish(sync=sync)
+    sync = WeightSync(tied.fleet, PublishConfig(transport="collective"))
+    tied.publish(sync=sync, learner=remote)
     long = SamplingParams(max_new_tokens=200)
     requests = kit.requests(16, 8)
     undisturbed = tied.fleet.generate(requests, long)
@@ -366,3 +446,5 @@ def test_lost_workers_sample_their_groups_again_with_verified_weights(tied: Case
     metrics = tied.fleet.metrics()
     assert metrics["generate/restarts"] == 2
     assert 0 < metrics["generate/requeued"] <= 16
+    tied.publish(sync=sync, learner=remote)  # the process group is formed anew
+    tied.assert_engines_agree()
