@@ -95,15 +95,16 @@ def _varlen(
 ) -> torch.Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
-    groups = query.shape[1] // key.shape[1]
     return varlen_attn(  # type: ignore[return-value]
         query,
-        key if groups == 1 else key.repeat_interleave(groups, dim=1),
-        value if groups == 1 else value.repeat_interleave(groups, dim=1),
+        key,
+        value,
         packing.cu_seqlens,
         packing.cu_seqlens,
         packing.max_length,
         packing.max_length,
         scale=scaling,
         window_size=(-1, 0),  # causal
+        enable_gqa=query.shape[1] != key.shape[1],
+        num_splits=1,  # a row's bits must not depend on the longest row beside it
     )

@@ -93,6 +93,21 @@ def test_changing_one_row_leaves_the_others_bit_equal(folder: Path) -> None:
         assert torch.equal(before[index], after[index])
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="the variable-length kernel needs a GPU")
+def test_the_variable_length_kernel_equals_the_row_alone(folder: Path) -> None:
+    policy = load_policy(str(folder), dtype="bfloat16").cuda()
+    reference = load_policy(str(folder)).cuda()  # float32: row by row
+    rows = [row.cuda() for row in rows_of(LENGTHS)]
+    boundaries = [tensor.cuda() for tensor in pack(rows)]
+    packed = policy(*boundaries).float().split(LENGTHS)
+    for row, got in zip(rows, packed, strict=True):
+        alone = [tensor.cuda() for tensor in pack([row])]
+        torch.testing.assert_close(got, policy(*alone).float(), atol=2e-2, rtol=2e-2)
+    error = (policy(*boundaries).float() - reference(*boundaries)).norm() / reference(*boundaries).norm()
+    assert float(error.detach()) < 0.05
+
+
 def test_gradients_of_packed_rows_are_the_sum_over_rows_alone(folder: Path) -> None:
     rows = rows_of((9, 1, 21))
     policy = load_policy(str(folder))
