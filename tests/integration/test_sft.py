@@ -175,7 +175,7 @@ def test_kill_9_resumes_from_the_last_checkpoint_and_ends_bit_equal(run, model: 
     """Killed once: Ray Train restarts the ranks. Killed again: it gives up, and the same command continues."""
     whole, _ = run
     config = sft_config(model, tmp_path)
-    pending = [30, 80]
+    pending = [30, 90]  # between checkpoints
 
     def killer(row: dict) -> None:
         if pending and row["step"] >= pending[0]:
