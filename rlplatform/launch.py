@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rewards.base import labels, resolve
+from rewards.base import labels, resolve, signature_of
 from rlplatform import checkpoint
 from rlplatform.config import ConfigError, DataConfig, EvalConfig, RewardConfig, RLConfig, SamplingConfig
 from rlplatform.configfile import to_dict
@@ -135,6 +135,22 @@ def accuracy_metric(reward: RewardConfig, wanted: str) -> str:
     return wanted or next(iter(names))
 
 
+def check_columns(reward: RewardConfig, prompt: Prompt) -> None:
+    """Stop before any worker starts when a reward function needs a column that the dataset does not have.
+
+    Raises:
+        ConfigError: names function and column.
+    """
+    columns = {*prompt.columns, "prompt_text"}
+    for short, name in labels(reward.functions).items():
+        missing = signature_of(resolve(name), name).missing(columns)
+        if missing:
+            raise ConfigError(
+                f"reward {short!r} needs the columns {missing}, the dataset has {sorted(prompt.columns)}; "
+                "set data.answer=COLUMN or data.columns.NAME=COLUMN"
+            )
+
+
 class ShuffledRewards:
     """A scorer that permutes verdicts inside each group: the control that must not learn."""
 
@@ -206,6 +222,7 @@ def run_rl(config: RLConfig) -> Outcome:
     metric = accuracy_metric(config.reward, config.evaluation.metric)
     tokenizer = load_tokenizer(config.model.path, trust_remote_code=config.model.trust_remote_code)
     prompts = prompts_of(config.data, tokenizer, folder, "train")
+    check_columns(config.reward, prompts.prompts[0])
     held_out = prompts_of(config.evaluation.data, tokenizer, folder, "eval") if config.evaluation.data.path else None
     stream = ShuffledPrompts(
         prompts.prompts, seed=config.seed, group_size=config.group_size, shuffle=config.data.shuffle
@@ -218,6 +235,7 @@ def run_rl(config: RLConfig) -> Outcome:
             stream.load_state_dict(found.state["prompts"])
         sampling = sampling_params(config.sampling)
         folder.save_json("sampling.json", {"effective": fleet.effective_sampling(), "neutral": sampling.neutral})
+        folder.save_json("graders.json", service.versions())
         held_out_evaluation = None
         if held_out is not None:
             held_out_evaluation = evaluator(
@@ -320,6 +338,7 @@ def run_eval(config: EvalConfig) -> Outcome:
     metric = accuracy_metric(config.reward, config.metric)
     tokenizer = load_tokenizer(config.model.path, trust_remote_code=config.model.trust_remote_code)
     prompts = prompts_of(config.data, tokenizer, folder, "eval")
+    check_columns(config.reward, prompts.prompts[0])
     sampling = sampling_params(config.sampling)
     length = config.model.max_model_len or config.data.max_prompt_tokens + config.sampling.max_new_tokens
     os.environ["RLPLATFORM_LOG_DIR"] = str(folder.logs.resolve())
@@ -339,7 +358,7 @@ def run_eval(config: EvalConfig) -> Outcome:
             greedy=config.greedy,
             folder=folder,
         )(0)
-        effective = fleet.effective_sampling()
+        effective, graders = fleet.effective_sampling(), service.versions()
     summary = {
         "model": config.model.path,
         "data": config.data.path,
@@ -347,6 +366,7 @@ def run_eval(config: EvalConfig) -> Outcome:
         "num_samples": config.num_samples,
         "seed": config.seed,
         "sampling": effective,
+        "graders": graders,
         **{name.removeprefix("eval/"): value for name, value in result.metrics.items()},
     }
     return Outcome(str(folder.save_json("results.json", summary)), summary)

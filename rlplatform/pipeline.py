@@ -39,6 +39,7 @@ from rlplatform.reads import reads_do_not_count
 from rlplatform.runs import RunFolder, write_atomically
 
 MARKS = ("config.yaml", "started.json", "done.json")  # a folder with none of these is not ours to remove
+WORK = ("done.json", "metrics.jsonl", "checkpoints")  # an attempt that left none of these left nothing to lose
 MAY_CHANGE = ("num_steps", "run_dir", "name", "tracker.", "checkpoint.", "evaluation.every")  # a run goes on with these
 
 
@@ -126,7 +127,7 @@ def _run_stage(config: RunConfig, finished: Mapping[str, dict[str, Any]], *, alo
 def _make_way(folder: Path, config: RunConfig, key: str, *, alone: bool) -> None:
     """Leave the folder ready for this attempt: resumed, set aside because something changed, or refused."""
     started = _read(folder / "started.json")
-    if started is None:
+    if started is None or not any((folder / work).exists() for work in WORK):
         return
     before, now = flat(started["config"]), flat(to_dict(config))
     changed = sorted(

@@ -111,6 +111,7 @@ def test_bad_input_stops_before_any_worker_starts(smoke_demo: Finished, tmp_path
         ("data.path=nowhere.jsonl", "no such file"),
         ("model.path=nowhere/at/all", "no tokenizer loads"),
         ("reward.functions.maht=1.0", "did you mean 'math'"),
+        ("data.columns.extra=missing", "column 'missing' is missing"),
     ):
         began = time.monotonic()
         done = rlplatform("run", str(config), override, f"run_dir={tmp_path / 'never'}")

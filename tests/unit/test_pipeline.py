@@ -91,6 +91,13 @@ def test_an_empty_split_and_a_changed_config_are_refused(tmp_path: Path, generat
         run_config(DatasetConfig(run_dir=str(tmp_path / "d"), function=generator, args={"count": 5}))
 
 
+def test_an_attempt_that_stopped_before_any_work_does_not_stand_in_the_way(tmp_path: Path, generator: str) -> None:
+    folder = str(tmp_path / "d")
+    with pytest.raises(ConfigError, match="has no rows"):
+        run_config(DatasetConfig(run_dir=folder, function=generator.replace("rows", "nothing")))
+    assert run_config(DatasetConfig(run_dir=folder, function=generator))["summary"]["rows"]["train"] == 3
+
+
 def test_fresh_removes_run_folders_only(tmp_path: Path, generator: str) -> None:
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious/thesis.txt").write_text("years of work")
