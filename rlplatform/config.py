@@ -350,6 +350,7 @@ class SFTConfig(TrackedReads):
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1e-3))
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    stop_at_probability: float = 0.0  # > 0: end once sampling would write whole targets this often (mean of 20 steps)
     max_failures: int = 2  # Ray Train restarts from the last checkpoint this many times
 
     def __post_init__(self) -> None:

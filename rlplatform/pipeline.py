@@ -257,7 +257,7 @@ def sft(config: SFTConfig) -> Outcome:
 
     progress.phase("starting Ray Train")
     with ray_session():
-        result = run_sft(config, progress=show)
+        result = run_sft(config, progress=show, stop_at_probability=config.stop_at_probability)
     progress.close()
     return Outcome(str(result.model), dict(result.summary))
 
