@@ -212,6 +212,19 @@ REGISTRY: tuple[Metric, ...] = (
     Metric(
         "eval/not_ok", "count", "sum", "held-out problems x samples", "verdicts that are not ok; they count as wrong"
     ),
+    Metric("loss", "nats a target", "sum / targets of the step", "supervised steps", "cross-entropy of the targets"),
+    Metric(
+        "target_probability",
+        "share",
+        "mean over rows",
+        "supervised steps",
+        "probability that sampling writes the whole target: an estimate of accuracy",
+    ),
+    Metric("tokens", "tokens", "sum", "supervised steps", "packed tokens of the step"),
+    Metric("loss_tokens", "tokens", "sum", "supervised steps", "targets: the loss's denominator"),
+    Metric("seconds", "s", "sum", "supervised steps", "time of the step"),
+    Metric("tokens_per_s", "tokens/s", "tokens / seconds", "supervised steps", "throughput"),
+    Metric("epoch", "epochs", "last", "supervised steps", "how often the dataset was gone through"),
     Metric("time/{part}", "s", "sum", "the step", "seconds in a phase of the loop"),
     Metric("time/step", "s", "sum", "the step", "the whole step, evaluation and saving included"),
     Metric("samples_per_s", "rollouts/s", "rollouts / seconds", "the step", "without evaluation and saving"),
