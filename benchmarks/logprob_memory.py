@@ -2,9 +2,9 @@
 
     python benchmarks/logprob_memory.py [--tokens 2048] [--hidden 1024] [--vocabulary 151936]
 
-Each variant runs in a process of its own and reports how far its resident memory rose above what the inputs and the
-two gradients need. The plain formula keeps several [tokens x vocabulary] float32 matrices; the chunked one at most two
-of [chunk x vocabulary].
+Each variant runs in a process of its own and reports how far its resident memory rose above the inputs and the stored
+gradients. The plain formula keeps several [tokens x vocabulary] float32 matrices; the chunked one at most two of
+[chunk x vocabulary]. Either has one more gradient of the weight in flight.
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ def main() -> None:
     if options.smoke:
         options.tokens, options.hidden, options.vocabulary, options.chunks = 256, 64, 8192, [64]
     whole = options.tokens * options.vocabulary * 4 / 2**30
+    weight = options.vocabulary * options.hidden * 4 / 2**30
     print(f"{options.tokens} tokens x {options.vocabulary} words in float32: {whole:.2f} GiB a matrix")
+    print(f"the gradient of the weight: {weight:.2f} GiB")
     print(f"{'':14}{'peak GiB':>10}{'seconds':>10}{'mean logprob':>14}{'|grad weight|':>15}")
     context = multiprocessing.get_context("spawn")
     for variant, chunk in [("plain", 0), *(("chunked", chunk) for chunk in options.chunks)]:

@@ -19,7 +19,10 @@ from transformers import AutoModelForCausalLM, Qwen3Config
 
 from actors.engine import learning_rate
 from actors.learner import LearnerGroup
-from rlplatform.batching import split_minibatches
+from actors.learner_worker import MicroBatch, policy_loss
+from model.hf import load_policy
+from model.logprobs import TokenScorer
+from rlplatform.batching import loss_denominator, split_minibatches
 from rlplatform.config import (
     AlgorithmConfig,
     ConfigError,
@@ -30,6 +33,7 @@ from rlplatform.config import (
     RLConfig,
     SamplingConfig,
 )
+from rlplatform.losses import combine_stats
 from rlplatform.roles import RunStopped
 from rlplatform.types import RolloutBatch, TrainBatch, rows
 
@@ -473,6 +477,44 @@ def test_a_batch_without_a_loss_token_is_refused(start: Any) -> None:
     batch = rollouts()
     with pytest.raises(ValueError, match="none of 12 rows"):
         start(configuration()).update(TrainBatch(replace(batch, loss_mask=np.zeros_like(batch.loss_mask)), None, None))
+
+
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        AlgorithmConfig(),
+        AlgorithmConfig(aggregation="sequence_mean", clip_high=0.28, entropy_coef=0.01),
+        AlgorithmConfig(aggregation="constant_length", importance_cap=0.0, kl_coef=0.3, kl_estimator="k2"),
+        AlgorithmConfig(dual_clip=3.0, kl_coef=0.3, kl_estimator="k3", entropy_coef=-0.01),
+    ],
+    ids=["token_mean", "sequence_mean", "constant_length", "dual_clip"],
+)
+def test_gradients_do_not_depend_on_how_rows_are_cut(model: str, algorithm: AlgorithmConfig) -> None:
+    batch = rollouts()
+    noise = np.random.default_rng(3).normal(size=(2, len(batch.token_ids))).astype(np.float32)
+    old, ref = (np.where(batch.loss_mask, batch.rollout_logprobs + 0.3 * n, 0.0).astype(np.float32) for n in noise)
+    whole = TrainBatch(batch, old, ref if algorithm.kl_coef else None)
+    denominator = loss_denominator(batch, aggregation=algorithm.aggregation, constant_length=40)
+    scorer = TokenScorer(load_policy(model))
+
+    def gradients(rows_each: int) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+        scorer.zero_grad()
+        parts = []
+        for begin in range(0, batch.num_rows, rows_each):
+            row_ids = range(begin, min(begin + rows_each, batch.num_rows))
+            part = MicroBatch.of(whole, row_ids, torch.device("cpu"))
+            logprobs, entropy = scorer(*part.forward_arguments, chunk_tokens=50, with_entropy=True)
+            loss, sums = policy_loss(logprobs, entropy, part, algorithm, denominator)
+            loss.backward()
+            parts.append(sums)
+        return {n: p.grad.clone() for n, p in scorer.named_parameters() if p.grad is not None}, combine_stats(parts)
+
+    expected, expected_sums = gradients(batch.num_rows)
+    for rows_each in (1, 2, 8):
+        got, sums = gradients(rows_each)
+        for name, gradient in expected.items():
+            assert float((got[name] - gradient).norm() / gradient.norm()) < 1e-4, name
+        assert sums == pytest.approx(expected_sums, rel=1e-4, abs=1e-6)
 
 
 @pytest.mark.parametrize(("ranks", "sign"), [(2, signal.SIGKILL), (1, signal.SIGSTOP)])
