@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 P = ParamSpec("P")
 R = TypeVar("R")
 PING_INTERVAL_S = 0.25
+SHUTDOWN_S = 5.0
 _NAME = "RLPLATFORM_ACTOR_NAME"  # in the environment of an actor
 
 
@@ -150,8 +151,8 @@ def check_resources(demand: Mapping[str, Sequence[Mapping[str, float]]], *, chan
     Raises:
         RunStopped: the demand does not fit; the message lists demand, supply per node and ``change``.
     """
-    nodes = {node["NodeManagerHostname"]: dict(node["Resources"]) for node in ray.nodes() if node["Alive"]}
-    free = [dict(resources) for resources in nodes.values()]
+    nodes = [(node["NodeManagerHostname"], dict(node["Resources"])) for node in ray.nodes() if node["Alive"]]
+    free = [dict(resources) for _, resources in nodes]
     bundles = sorted((b for bs in demand.values() for b in bs), key=lambda b: -max(b.values(), default=0.0))
     for bundle in bundles:
         home = next((n for n in free if all(n.get(k, 0.0) >= v - 1e-9 for k, v in bundle.items())), None)
@@ -162,7 +163,7 @@ def check_resources(demand: Mapping[str, Sequence[Mapping[str, float]]], *, chan
 
 
 def _resource_report(
-    demand: Mapping[str, Sequence[Mapping[str, float]]], nodes: Mapping[str, Mapping[str, float]], change: str
+    demand: Mapping[str, Sequence[Mapping[str, float]]], nodes: Sequence[tuple[str, Mapping[str, float]]], change: str
 ) -> str:
     def show(resources: Mapping[str, float]) -> str:
         return ", ".join(f"{k} {resources[k]:g}" for k in ("CPU", "GPU") if resources.get(k)) or "no CPU, no GPU"
@@ -170,7 +171,7 @@ def _resource_report(
     lines = ["the cluster cannot hold what the configuration asks for."]
     for stage, bundles in demand.items():
         lines += [f"  demand  {stage}: {len(bundles)} x ({show(bundles[0])})" if bundles else f"  demand  {stage}: 0"]
-    lines += [f"  supply  {host}: {show(resources)}" for host, resources in nodes.items()]
+    lines += [f"  supply  {host}: {show(resources)}" for host, resources in nodes]
     return "\n".join([*lines, f"Change {change}, or add nodes."])
 
 
@@ -382,17 +383,23 @@ class Fleet(Generic[ActorT]):
         if self._closed:
             return
         self._closed = True
+        asked = [
+            worker.handle.apply.remote(_Call("shutdown", 0, SHUTDOWN_S))
+            for worker in self._workers.values()
+            if worker.state is WorkerState.LIVE and worker.incarnation.id
+        ]
+        if asked:
+            ray.wait(asked, num_returns=len(asked), timeout=SHUTDOWN_S)
         for worker in self._workers.values():
-            if worker.state is WorkerState.LIVE and worker.incarnation.id:
-                ref = worker.handle.apply.remote(_Call("shutdown", 0, 5.0))
-                with contextlib.suppress(ray.exceptions.RayError):  # GetTimeoutError too: it is killed just below
-                    ray.get(ref, timeout=5.0)
             ray.kill(worker.handle, no_restart=True)
         remove_placement_group(self._group)
-        deadline = time.monotonic() + 10.0
-        for worker in self._workers.values():
-            while _is_local(worker.incarnation) and _exists(worker.incarnation.pid) and time.monotonic() < deadline:
-                time.sleep(0.02)
+        local = [worker.incarnation for worker in self._workers.values() if _is_local(worker.incarnation)]
+        deadline = time.monotonic() + SHUTDOWN_S
+        while any(_exists(one.pid) for one in local) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        for one in local:  # a stopped or hung process does not hear that it should end
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(one.pid, signal.SIGKILL)
 
     # --- inside -------------------------------------------------------------------------------------------------
 

@@ -118,6 +118,14 @@ class RolloutWorker(FleetActor):
         self._out_of_service = ""
         self._warm_up()
 
+    def shutdown(self) -> None:
+        """End the processes of other ranks and give shared memory back, which killing this one would leave behind."""
+        import gc
+
+        self._engine.engine_core.shutdown()
+        del self._engine
+        gc.collect()
+
     # --- generation ---------------------------------------------------------------------------------------------
 
     def pump(self, jobs: Sequence[Job], budget_s: float) -> PumpReply:

@@ -58,10 +58,13 @@ class WeightExtension:
             return PublishReport(tuple(f"{name} (damaged on the way)" for name in damaged))
         weights = dict(unflatten(manifest, flat))
         model = self.model_runner.get_model()
+        plan = plan_verification(model, weights)
+        if plan.misfits:
+            return PublishReport(plan.misfits)  # before the reload, which would leave a half-loaded engine
         forget_packed_experts(model)
         self.model_runner.reload_weights(weights_iterator=iter(weights.items()), is_checkpoint_format=True)
         repack_tied_head(model)
-        return verify(model, weights, full=full, round_=round_)
+        return verify(plan, full=full, round_=round_)
 
 
 # --- cures ----------------------------------------------------------------------------------------------------------
@@ -98,38 +101,81 @@ class _Place:
     module: nn.Module
     parameter: str
     rows: slice  # of the engine's parameter
-    missing: tuple[str, ...]  # tensors fused into the same parameter that were not sent
     expected: torch.Tensor  # this rank's part of the checkpoint tensor
 
 
-class NoPlaceError(LookupError):
-    """A tensor was sent that the engine has no place for."""
+@dataclass(frozen=True)
+class _Experts:
+    """The experts of one layer."""
+
+    module: Any  # holds w13_weight and w2_weight
+    names: Mapping[int, Mapping[str, str]]  # expert -> gate | up | down -> name in the checkpoint
 
 
-def _places(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> Iterator[_Place]:
+@dataclass(frozen=True)
+class Plan:
+    """Every tensor of a payload with its place in the engine, and every parameter of the engine with its tensors."""
+
+    weights: Mapping[str, torch.Tensor]
+    places: list[list[_Place]]  # by engine parameter
+    experts: list[_Experts]  # by layer
+    misfits: tuple[str, ...]  # sent without a place, or missing
+
+
+def plan_verification(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> Plan:
+    """Find the place of every tensor; nothing is loaded or compared yet."""
     modules = dict(model.named_modules())
     packed = getattr(model, "packed_modules_mapping", {})
     parent = {child: (fused, index) for fused, children in packed.items() for index, child in enumerate(children)}
     tied = tied_head(model)
+    by_parameter: dict[tuple[int, str], list[_Place]] = defaultdict(list)
+    by_layer: dict[str, dict[int, dict[str, str]]] = defaultdict(lambda: defaultdict(dict))
+    misfits: dict[str, None] = {}  # an ordered set
     for name, tensor in weights.items():
+        if expert := EXPERT.fullmatch(name):
+            by_layer[expert[1]][int(expert[2])][expert[3]] = name
+            continue
         path, _, parameter = name.rpartition(".")
         before, _, leaf = path.rpartition(".")
         index = 0
-        missing: tuple[str, ...] = ()
         if path not in modules and leaf in parent:
             fused, index = parent[leaf]
             path = f"{before}.{fused}"
-            siblings = (f"{before}.{child}.{parameter}" for child in packed[fused])
-            missing = tuple(sibling for sibling in siblings if sibling not in weights)
-        if path not in modules or not hasattr(modules[path], parameter):
-            raise NoPlaceError(name)
-        module = modules[path]
-        rows, expected = _part(module, index, tensor)
-        if tied is not None and module is tied:
+            siblings = [f"{before}.{child}.{parameter}" for child in packed[fused]]
+            misfits |= {f"{sibling} (never sent)": None for sibling in siblings if sibling not in weights}
+        module = modules.get(path)
+        if module is None or not hasattr(module, parameter):
+            misfits[f"{name} (the engine has no place for it)"] = None
+            continue
+        if module is tied:
             continue  # a tied head takes the embedding, whatever else the checkpoint holds
-        yield _Place(name, module, parameter, rows, missing, expected)
+        rows, expected = _part(module, index, tensor)
+        by_parameter[id(module), parameter].append(_Place(name, module, parameter, rows, expected))
         if tied is not None and _embeds(module, tied):
-            yield _Place(f"lm_head.weight (tied to {name})", tied, "weight", rows, missing, expected)
+            head = _Place(f"lm_head.weight (tied to {name})", tied, "weight", rows, expected)
+            by_parameter[id(tied), "weight"].append(head)
+    experts = list(_plan_experts(model, by_layer, misfits))
+    for path, module in modules.items():
+        for parameter, _ in module.named_parameters(recurse=False):
+            if (id(module), parameter) not in by_parameter and parameter not in ("w13_weight", "w2_weight"):
+                misfits.setdefault(f"{path}.{parameter} (never sent)")
+    return Plan(weights, list(by_parameter.values()), experts, tuple(misfits))
+
+
+def _plan_experts(
+    model: nn.Module, by_layer: dict[str, dict[int, dict[str, str]]], misfits: dict[str, None]
+) -> Iterator[_Experts]:
+    for path, module in model.named_modules():
+        if hasattr(module, "w13_weight"):
+            prefix = path[: path.index(".experts") + len(".experts")]
+            names = by_layer.pop(prefix, {})
+            wanted = [(n, kind) for n in range(module.moe_config.num_experts) for kind in ("gate", "up", "down")]
+            for number, kind in wanted:
+                if kind not in names.get(number, {}):
+                    misfits[f"{prefix}.{number}.{kind}_proj.weight (never sent)"] = None
+            yield _Experts(module, names)
+    for left in by_layer.values():
+        misfits |= {f"{n} (the engine has no place for it)": None for kinds in left.values() for n in kinds.values()}
 
 
 def tied_head(model: nn.Module) -> ParallelLMHead | None:
@@ -171,36 +217,24 @@ def _part(module: nn.Module, index: int, tensor: torch.Tensor) -> tuple[slice, t
 
 
 @torch.inference_mode()
-def verify(model: nn.Module, weights: Mapping[str, torch.Tensor], *, full: bool, round_: int) -> PublishReport:
+def verify(plan: Plan, *, full: bool, round_: int) -> PublishReport:
     """Compare what the engine computes with and what was sent, tensor by tensor."""
-    experts = {name: match for name in weights if (match := EXPERT.fullmatch(name))}
-    by_parameter: dict[tuple[int, str], list[_Place]] = defaultdict(list)
-    try:
-        for place in _places(model, {name: w for name, w in weights.items() if name not in experts}):
-            by_parameter[id(place.module), place.parameter].append(place)
-    except NoPlaceError as error:
-        return PublishReport((f"{error} (the engine has no place for it)",))
     wrong: list[str] = []
     num_exact = num_probed = 0
-    for places in by_parameter.values():
+    for places in plan.places:
         bad, exact = _compare(places, full=full, round_=round_)
         wrong += bad
         num_exact += len(places) if exact else 0
         num_probed += 0 if exact else len(places)
-    bad, num_experts = _compare_experts(model, weights, experts, full=full, round_=round_)
-    wrong += bad
-    num_exact += num_experts if full else 0
-    num_probed += 0 if full else num_experts
-    missing = {name for places in by_parameter.values() for place in places for name in place.missing}
-    wrong += [f"{name} (never sent)" for name in (*sorted(missing), *_never_sent(model, set(by_parameter)))]
+    for layer in plan.experts:
+        numbers = sorted(layer.names) if full else [round_ % len(layer.names)]  # without `full` one expert, in turn
+        for number in numbers:
+            names = layer.names[number]
+            up_ok, down_ok = _expert_equal(layer.module, number, {k: plan.weights[name] for k, name in names.items()})
+            wrong += [names[kind] for kind, ok in (("gate", up_ok), ("up", up_ok), ("down", down_ok)) if not ok]
+            num_exact += 3 if full else 0
+            num_probed += 0 if full else 3
     return PublishReport(tuple(wrong), num_exact, num_probed)
-
-
-def _never_sent(model: nn.Module, covered: set[tuple[int, str]]) -> Iterator[str]:
-    for path, module in model.named_modules():
-        for name, _ in module.named_parameters(recurse=False):
-            if (id(module), name) not in covered and name not in ("w13_weight", "w2_weight"):
-                yield f"{path}.{name}"
 
 
 def _compare(places: list[_Place], *, full: bool, round_: int) -> tuple[list[str], bool]:
@@ -252,41 +286,6 @@ def _dtype(module: Any) -> torch.dtype:
 
 def _equal(value: torch.Tensor, expected: torch.Tensor) -> bool:
     return value.shape == expected.shape and torch.equal(value, expected.to(device=value.device, dtype=value.dtype))
-
-
-def _compare_experts(
-    model: nn.Module,
-    weights: Mapping[str, torch.Tensor],
-    experts: Mapping[str, re.Match[str]],
-    *,
-    full: bool,
-    round_: int,
-) -> tuple[list[str], int]:
-    """Expert tensors that differ or are missing, and how many were compared: without ``full`` one expert a layer."""
-    layers: dict[str, dict[int, dict[str, str]]] = defaultdict(lambda: defaultdict(dict))
-    for name, match in experts.items():
-        layers[match[1]][int(match[2])][match[3]] = name
-    wrong: list[str] = []
-    num_compared = 0
-    for path, module in model.named_modules():
-        if not hasattr(module, "w13_weight"):
-            continue
-        prefix = path[: path.index(".experts") + len(".experts")]
-        by_number = layers.pop(prefix, {})
-        num_experts = module.moe_config.num_experts
-        wanted = range(num_experts) if full else [round_ % num_experts]
-        for number in wanted:
-            names = by_number.get(number, {})
-            lacking = [kind for kind in ("gate", "up", "down") if kind not in names]
-            wrong += [f"{prefix}.{number}.{kind}_proj.weight (never sent)" for kind in lacking]
-            if lacking:
-                continue
-            up_ok, down_ok = _expert_equal(module, number, {kind: weights[name] for kind, name in names.items()})
-            wrong += [names[kind] for kind, ok in (("gate", up_ok), ("up", up_ok), ("down", down_ok)) if not ok]
-            num_compared += 3
-    for by_number in layers.values():
-        wrong += [f"{n} (the engine has no place for it)" for names in by_number.values() for n in names.values()]
-    return wrong, num_compared
 
 
 def _expert_equal(module: Any, number: int, matrices: Mapping[str, torch.Tensor]) -> tuple[bool, bool]:

@@ -157,6 +157,30 @@ def test_a_stopped_process_is_killed_at_the_deadline_and_restarted(fleet: Fleet[
         fleet.call_timeout_s = 30.0
 
 
+def test_a_call_that_hangs_leaves_its_stack_in_the_actors_log(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("RLPLATFORM_LOG_DIR", str(tmp_path))
+    fleet = make(num_workers=1, call_timeout_s=2.0)
+    call = fleet.call_async(0, Counter.sleep, 60.0)
+    result = drain(fleet, {call}, 20.0)[call]
+    assert isinstance(result, Err)
+    assert "deadline of 2 s" in result.message
+    fleet.close()
+    log = (tmp_path / "counting-0.log").read_text()
+    assert "Timeout (0:00:01.8" in log
+    assert "test_fleet.py" in log
+    assert "in sleep" in log
+
+
+def test_closing_ends_a_stopped_process_too() -> None:
+    fleet = make(num_workers=1)
+    pid = fleet.incarnation(0).pid
+    os.kill(pid, signal.SIGSTOP)
+    fleet.close()
+    time.sleep(0.2)
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
 def test_one_loss_too_many_stops_the_run_and_close_leaves_no_process() -> None:
     fleet = make(num_workers=1, max_restarts=0)
     pid = fleet.incarnation(0).pid
@@ -193,5 +217,9 @@ def test_demand_above_supply_is_an_error_within_ten_seconds() -> None:
 
 
 def test_a_full_cluster_is_an_error_that_says_what_is_free(fleet: Fleet[Counter]) -> None:
+    deadline = time.monotonic() + 20.0
+    while ray.available_resources().get("CPU") != 1.0:  # what the fleets closed above held is free again
+        assert time.monotonic() < deadline, ray.available_resources()
+        time.sleep(0.1)
     with pytest.raises(RunStopped, match=r"no place for 2 x .* only CPU 1,"):
         make(num_workers=2, cpus=1.0, placement_timeout_s=0.5)

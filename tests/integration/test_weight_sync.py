@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import ray
 import torch
@@ -121,13 +122,19 @@ class RemoteLearner(Learner):
 class Case:
     """One kind of model: its fleet, and a learner whose weights have moved away from what the engines loaded."""
 
-    def __init__(self, folder: Path, model: PreTrainedModel, num_workers: int) -> None:
+    def __init__(self, folder: Path, model: PreTrainedModel, num_workers: int = 1, ranks: int = 1) -> None:
         self.folder, self.model = folder, model
         path = kit.save(model, folder / "initial")
         self.fleet = RolloutFleet(
             path,
             ModelConfig(path=path),
-            RolloutConfig(num_workers=num_workers, cpus_per_worker=0.5, max_num_seqs=64, kv_cache_gib=0.25),
+            RolloutConfig(
+                num_workers=num_workers,
+                cpus_per_worker=0.5,
+                tensor_parallel_size=ranks,
+                max_num_seqs=64,
+                kv_cache_gib=0.25,
+            ),
             SamplingParams(max_new_tokens=48),
             MAX_MODEL_LEN,
             seed=0,
@@ -163,21 +170,23 @@ def cluster() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory) -> Iterator[dict[str, Case]]:
-    """Started side by side. "untied" has its own head, experts that the engine pads, and one dense layer."""
-    models = {
-        "tied": kit.make_model(),
-        "untied": kit.make_model(tied=False, experts=48),
-        "moe": kit.make_model(experts=64),
-    }
-    with ThreadPoolExecutor(len(models)) as pool:
+    """Started side by side: two engines; one engine over two ranks with experts that it pads and a head of its own,
+    one of its layers dense; one with experts and a tied head."""
+    tied, untied, moe = kit.make_model(), kit.make_model(tied=False, experts=48), kit.make_model(experts=64)
+    with ThreadPoolExecutor(3) as pool:
         futures = {
-            name: pool.submit(Case, tmp_path_factory.mktemp(name), model, 2 if name == "tied" else 1)
-            for name, model in models.items()
+            "tied": pool.submit(Case, tmp_path_factory.mktemp("tied"), tied, num_workers=2),
+            "untied": pool.submit(Case, tmp_path_factory.mktemp("untied"), untied, ranks=2),
+            "moe": pool.submit(Case, tmp_path_factory.mktemp("moe"), moe),
         }
         started = {name: future.result() for name, future in futures.items()}
     yield started
+    ranks = psutil.Process(started["untied"].fleet.workers.incarnation(0).pid).children(recursive=True)
+    assert len(ranks) >= 2
     for case in started.values():
         case.fleet.close()
+    _, alive = psutil.wait_procs(ranks, timeout=10)
+    assert alive == []
 
 
 @pytest.fixture
@@ -311,9 +320,16 @@ def test_damage_on_the_way_is_found_before_anything_is_loaded(untied: Case) -> N
             r"1 tensors differ: model\.layers\.1\.mlp\.up_proj\.weight \(never sent\)",
         ),
         (lambda s: s.pop("model.norm.weight"), r"model\.norm\.weight \(never sent\)"),
-        (lambda s: s.update({"model.extra.weight": torch.ones(3)}), r"extra"),
+        (
+            lambda s: s.update({"model.extra.weight": torch.ones(3)}),
+            r"1 tensors differ: model\.extra\.weight \(the engine has no place for it\)",
+        ),
+        (
+            lambda s: s.pop("model.layers.2.mlp.experts.5.down_proj.weight"),
+            r"experts\.5\.down_proj\.weight \(never sent\)",
+        ),
     ],
-    ids=["half of a fused matrix missing", "a norm missing", "an unknown tensor"],
+    ids=["half of a fused matrix missing", "a norm missing", "an unknown tensor", "an expert missing"],
 )
 def test_a_payload_that_is_not_the_model_stops_the_run(untied: Case, change: Any, message: str) -> None:
     untied.learner.change = change
