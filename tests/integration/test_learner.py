@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, Qwen3Config
 
-from actors.engine import learning_rate
+from actors.engine import _random_state, _set_random_state, learning_rate
 from actors.learner import LearnerGroup
 from actors.learner_worker import MicroBatch, policy_loss
 from model.hf import load_policy
@@ -389,6 +390,26 @@ def test_save_and_load_continue_bit_for_bit(start: Any, tmp_path: Path, ranks: i
     for one, two in zip(uninterrupted, resumed, strict=True):
         for name in ("optimizer/lr", "optimizer/grad_norm", "optimizer/steps", "loss/total"):
             assert one[name] == two[name], name
+
+
+def test_random_states_of_every_rank_and_library_are_kept(start: Any, tmp_path: Path) -> None:
+    def draw() -> tuple[float, float, float]:
+        return random.random(), float(np.random.random()), float(torch.rand(()))
+
+    mine = _random_state()
+    first = draw()
+    assert draw() != first
+    _set_random_state(mine)
+    assert draw() == first
+
+    learner = start(configuration(2))
+    learner.save(str(tmp_path))
+    saved = [torch.load(tmp_path / f"random_state_rank{rank}.pt", weights_only=False) for rank in (0, 1)]
+    assert not torch.equal(saved[0]["torch"], saved[1]["torch"])  # ranks draw differently
+    start(replace(configuration(2), seed=5)).load(str(tmp_path))
+    learner.save(str(tmp_path))
+    again = [torch.load(tmp_path / f"random_state_rank{rank}.pt", weights_only=False) for rank in (0, 1)]
+    assert all(torch.equal(one["torch"], two["torch"]) for one, two in zip(saved, again, strict=True))
 
 
 def test_a_checkpoint_of_another_shape_is_refused(start: Any, tmp_path: Path) -> None:
