@@ -30,7 +30,7 @@ from actors.engine import effective_zero_stage, process_environment, read_checkp
 from actors.fleet import Err, Fleet
 from actors.learner_worker import LearnerWorker, StepPlan, UpdateReport
 from actors.logs import environment as log_environment
-from rlplatform import batching, losses
+from rlplatform import batching, losses, sharding
 from rlplatform.config import ConfigError, RLConfig
 from rlplatform.roles import RunStopped
 from rlplatform.types import Metrics, RolloutBatch, TrainBatch
@@ -213,18 +213,18 @@ class LearnerGroup:
         """[rank][micro-batch] -> rows: ranks balanced by tokens, micro-batches by budget, equally many on each rank."""
         lengths = np.diff(batch.cu_seqlens)[row_ids]
         per_rank = []
-        for shard in batching.shard_rows(lengths, self.config.learner.num_workers):
-            parts = batching.micro_batches(lengths[shard], self.config.learner.max_tokens_per_micro_batch)
+        for shard in sharding.shard_rows(lengths, self.config.learner.num_workers):
+            parts = sharding.micro_batches(lengths[shard], self.config.learner.max_tokens_per_micro_batch)
             per_rank.append([row_ids[shard[part]].tolist() for part in parts])
-        return batching.equalise(per_rank)
+        return sharding.equalise(per_rank)
 
     def _plan(self, batch: RolloutBatch) -> list[StepPlan]:
         algorithm = self.config.algorithm
         plans = []
         seed = self.config.seed * 1_000_003 + self._version
-        for row_ids in batching.split_minibatches(batch, self.config.updates_per_step, seed=seed):
+        for row_ids in sharding.split_minibatches(batch, self.config.updates_per_step, seed=seed):
             denominator = batching.loss_denominator(
-                batching.take_rows(batch, row_ids),
+                sharding.take_rows(batch, row_ids),
                 aggregation=algorithm.aggregation,
                 constant_length=self.config.sampling.max_new_tokens,
             )

@@ -23,9 +23,9 @@ from actors.logs import redirect_output
 from model.hf import load_policy
 from model.logprobs import TokenScorer
 from rlplatform import losses
-from rlplatform.batching import take_train_rows, token_index
 from rlplatform.config import AlgorithmConfig, RLConfig
 from rlplatform.roles import RunStopped
+from rlplatform.sharding import take_train_rows, token_index
 from rlplatform.types import RolloutBatch, TrainBatch
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from pretrain.examples import Examples
-from rlplatform.batching import equalise, micro_batches, shard_rows
+from rlplatform.sharding import equalise, micro_batches, shard_rows
 
 
 def plan_steps(

@@ -23,7 +23,7 @@ from actors.learner import LearnerGroup
 from actors.learner_worker import MicroBatch, policy_loss
 from model.hf import load_policy
 from model.logprobs import TokenScorer
-from rlplatform.batching import loss_denominator, split_minibatches
+from rlplatform.batching import loss_denominator
 from rlplatform.config import (
     AlgorithmConfig,
     ConfigError,
@@ -36,6 +36,7 @@ from rlplatform.config import (
 )
 from rlplatform.losses import combine_stats
 from rlplatform.roles import RunStopped
+from rlplatform.sharding import split_minibatches
 from rlplatform.types import RolloutBatch, TrainBatch, rows
 
 VOCABULARY = 2048

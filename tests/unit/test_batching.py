@@ -13,20 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rewards.base import ERROR, NOT_APPLICABLE, TIMEOUT, UNPARSEABLE, Verdict
-from rlplatform.batching import (
-    drop_zero_variance,
+from rlplatform.batching import drop_zero_variance, loss_denominator, make_batch, shaped_rewards, subtract_kl, usable
+from rlplatform.sharding import (
     equalise,
-    loss_denominator,
-    make_batch,
     micro_batches,
-    shaped_rewards,
     shard_rows,
     split_minibatches,
-    subtract_kl,
     take_rows,
     take_train_rows,
     token_index,
-    usable,
 )
 from rlplatform.types import (
     FINISH_ABORT,

@@ -17,16 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from rewards.base import Verdict
-from rlplatform.batching import (
-    equalise,
-    loss_denominator,
-    make_batch,
-    shard_rows,
-    split_minibatches,
-    subtract_kl,
-    take_train_rows,
-)
+from rlplatform.batching import loss_denominator, make_batch, subtract_kl
 from rlplatform.losses import LOSSES, kl_estimate, reduce, truncated_importance_weights
+from rlplatform.sharding import equalise, shard_rows, split_minibatches, take_train_rows
 from rlplatform.types import FINISH_STOP, Prompt, Rollout, RolloutBatch, RolloutGroup, ScoredGroup, TrainBatch, rows
 
 VOCABULARY, WIDTH, MAX_LENGTH, CONSTANT = 11, 16, 32, 12
