@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 P = ParamSpec("P")
 R = TypeVar("R")
 PING_INTERVAL_S = 0.25
-SHUTDOWN_S = 5.0
+SHUTDOWN_S = 10.0
 _NAME = "RLPLATFORM_ACTOR_NAME"  # in the environment of an actor
 
 

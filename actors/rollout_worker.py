@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,6 +34,7 @@ def engine_env(config: RolloutConfig) -> dict[str, str]:
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # workers share the machine; Ray decides who runs where
         "VLLM_CPU_KVCACHE_SPACE": "",  # rollout.kv_cache_gib decides
         "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_WORKER_SHUTDOWN_TIMEOUT_SECONDS": "1",  # idle ranks have nothing to finish
         "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "WARNING"),
         "OMP_NUM_THREADS": str(max(1, int(config.cpus_per_worker))),
         "TOKENIZERS_PARALLELISM": "false",
@@ -109,6 +112,8 @@ class RolloutWorker(FleetActor):
         if config.tensor_parallel_size > 1:
             arguments["distributed_executor_backend"] = "mp"
         self._engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
+        # vLLM names the file that its ranks meet at, and their shared memory, by one random name.
+        self._rendezvous = self._engine.collective_rpc("rendezvous_name")[0]
         self._stop_ids = stop_ids(self._engine.model_config, model_path, self._tokenizer, model.trust_remote_code)
         self._running: dict[str, _Running] = {}
         self._finished: list[FinishedJob] = []
@@ -119,12 +124,15 @@ class RolloutWorker(FleetActor):
         self._warm_up()
 
     def shutdown(self) -> None:
-        """End the processes of other ranks and give shared memory back, which killing this one would leave behind."""
+        """End the processes of other ranks and remove what they share, which killing this one would leave behind."""
         import gc
 
         self._engine.engine_core.shutdown()
         del self._engine
         gc.collect()
+        for folder in ("/dev/shm", tempfile.gettempdir()):
+            for left in Path(folder).glob(f"{self._rendezvous}*") if self._rendezvous else ():
+                left.unlink(missing_ok=True)
 
     # --- generation ---------------------------------------------------------------------------------------------
 

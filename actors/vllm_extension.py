@@ -7,6 +7,7 @@ that they missed, because it reads the packed copies themselves, through the ver
 
 from __future__ import annotations
 
+import os
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -38,6 +39,11 @@ class WeightExtension:
 
     model_runner: Any
     rank: int
+
+    def rendezvous_name(self) -> str:
+        """What this engine's temporary files are called; "" where it has none."""
+        name = os.environ.get("VLLM_DIST_IDENT", "")
+        return name if name.startswith("vllm_dist_") else ""
 
     def join_group(self, host: str, port: int, first_rank: int, size: int, backend: str, timeout_s: float) -> None:
         transports.join(host, port, first_rank + self.rank, size, backend, timeout_s)

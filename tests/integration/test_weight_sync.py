@@ -168,10 +168,16 @@ def cluster() -> Iterator[None]:
     ray.shutdown()
 
 
+def shared_memory() -> set[str]:
+    """vLLM's shared memory on this machine."""
+    return {path.name for path in Path("/dev/shm").glob("*") if path.name.startswith(("vllm_dist_", "psm_"))}
+
+
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory) -> Iterator[dict[str, Case]]:
     """Started side by side: two engines; one engine over two ranks with experts that it pads and a head of its own,
     one of its layers dense; one with experts and a tied head."""
+    before = shared_memory()
     tied, untied, moe = kit.make_model(), kit.make_model(tied=False, experts=48), kit.make_model(experts=64)
     with ThreadPoolExecutor(3) as pool:
         futures = {
@@ -187,6 +193,7 @@ def cases(tmp_path_factory) -> Iterator[dict[str, Case]]:
         case.fleet.close()
     _, alive = psutil.wait_procs(ranks, timeout=10)
     assert alive == []
+    assert shared_memory() <= before
 
 
 @pytest.fixture
