@@ -1,6 +1,6 @@
 """The demo on several seeds, each with its control: the same RL run on verdicts shuffled inside each group.
 
-    .venv/bin/python benchmarks/demo_seeds.py --seeds 0 1 2
+    .venv/bin/python -m benchmarks.demo_seeds --seeds 0 1 2
 
 What it should show: the warm-up ends at 30-60 % accuracy with at least 90 % format, RL alone lifts accuracy by at least
 25 points, the control gains under 5, and a seed takes at most 10 minutes on 2 cores.
@@ -13,9 +13,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from common import ROOT, report
 from omegaconf import OmegaConf
 
+from benchmarks.common import ROOT, report
 from rlplatform.config import RecipeConfig
 from rlplatform.configfile import load_values
 from rlplatform.pipeline import run_config

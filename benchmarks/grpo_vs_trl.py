@@ -1,6 +1,6 @@
 """GRPO samples/s ÷ TRL's GRPOTrainer: same model, prompts, group size, lengths and steps, one after the other.
 
-    .venv/bin/python benchmarks/grpo_vs_trl.py
+    .venv/bin/python -m benchmarks.grpo_vs_trl
 
 TRL lives in an environment of its own (.venv-trl, made on the first run). Both sides skip their first step.
 """
@@ -14,8 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from common import ROOT, report, tiny_model
-
+from benchmarks.common import ROOT, report, tiny_model
 from rlplatform.configfile import load_values
 from rlplatform.launch import run_rl
 from rlplatform.runs import RunFolder

@@ -1,6 +1,6 @@
 """Trained tokens per second of the learner's engine, divided by a bare torch loop on the same packed tokens.
 
-    python benchmarks/learner_throughput.py [--model FOLDER] [--stages 0 1 2 3]
+    .venv/bin/python -m benchmarks.learner_throughput [--model FOLDER] [--stages 0 1 2 3]
 
 One process, one thread, one model, the same micro-batches of short rows (128 of 50 to 80 tokens). "Bare" is the loop
 one would write by hand: the same packed forward, the plain log-softmax over all tokens, clip_grad_norm_, AdamW. Bare
@@ -25,10 +25,10 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch: what a rank on CPU has
 import numpy as np
 import torch
 import transformers
-from common import report, tiny_model
 
 from actors.engine import TrainEngine, init_process_group
 from actors.learner_worker import MicroBatch, policy_loss
+from benchmarks.common import report, tiny_model
 from model.hf import load_policy
 from model.logprobs import TokenScorer
 from rlplatform.config import AlgorithmConfig, LearnerConfig, OptimizerConfig

@@ -1,6 +1,6 @@
 """Peak memory of logprobs and entropy over Qwen3's vocabulary, forward and backward, plain and in chunks.
 
-    python benchmarks/logprob_memory.py [--tokens 2048] [--hidden 1024] [--vocabulary 151936]
+    .venv/bin/python -m benchmarks.logprob_memory [--tokens 2048] [--hidden 1024] [--vocabulary 151936]
 
 Each variant runs in a process of its own and reports how far its resident memory rose above the inputs and the stored
 gradients. The plain formula keeps several [tokens x vocabulary] float32 matrices; the chunked one at most two of

@@ -1,6 +1,6 @@
 """How long a publish takes, verification on, over the least it can: one bare reload plus one copy of the bytes.
 
-    python -m benchmarks.publish_time [MODEL_FOLDER] [--workers 1]
+    .venv/bin/python -m benchmarks.publish_time [MODEL_FOLDER] [--workers 1]
 
 Everything is timed in one run and on one engine's actor: a publish from gathering in the learner's process to the
 return of ``WeightSync.publish``; and ``reload_weights`` of the same tensors with the cures that make it right on CPU.
@@ -117,7 +117,7 @@ def _actors() -> tuple[Any, Any]:
         def gather(self) -> list[Any]:
             import ray
 
-            from actors.weight_sync import flatten
+            from actors.payload import flatten
 
             manifest, self._buffer = flatten(self._state, self._buffer)
             return [ray.put((manifest, self._buffer))]
@@ -127,8 +127,8 @@ def _actors() -> tuple[Any, Any]:
             """Seconds of one reload with the cures of vLLM's own packing, and of one copy of the payload."""
             from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
 
+            from actors.payload import unflatten
             from actors.vllm_extension import forget_packed_experts
-            from actors.weight_sync import unflatten
 
             runner = self._engine.model_executor.driver_worker.worker.model_runner
             weights = dict(unflatten(*payload))

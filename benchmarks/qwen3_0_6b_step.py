@@ -1,6 +1,6 @@
 """One GRPO step on Qwen3-0.6B's exact architecture and tokenizer, with random weights, in bfloat16, on CPU.
 
-    .venv/bin/python benchmarks/qwen3_0_6b_step.py --tokenizer FOLDER_OR_tokenizer.json[.gz]
+    .venv/bin/python -m benchmarks.qwen3_0_6b_step --tokenizer FOLDER_OR_tokenizer.json[.gz]
 
 What a hub id does where a hub is reachable, shown on a local folder: the 28-layer model with its 151,936 rows of
 embedding goes through the parity gate, one step of rollouts, update, verified publish and export.
@@ -15,8 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from common import report
-
+from benchmarks.common import report
 from rlplatform.configfile import load_values
 from rlplatform.launch import run_rl
 from rlplatform.runs import RunFolder

@@ -1,6 +1,6 @@
 """Tokens per second through the rollout fleet over bare vLLM on the same requests and the same number of engines.
 
-    python -m benchmarks.rollout_throughput [MODEL_FOLDER] [--workers 2]
+    .venv/bin/python -m benchmarks.rollout_throughput [MODEL_FOLDER] [--workers 2]
 
 Both sides run in the same actors, in turns: ``RolloutFleet.generate`` from the driver, and a loop of ``add_request``
 and ``step`` that keeps nothing but token counts, each engine with its share of the requests.
@@ -106,12 +106,15 @@ def _worker() -> Any:
     class Worker(RolloutWorker):
         def bare(self, requests: Sequence[GenerationRequest], sampling: SamplingParams) -> tuple[float, int]:
             """Seconds and tokens of plain vLLM on these requests."""
-            from vllm.inputs import TokensPrompt
+            from vllm.inputs import tokens_input
+
+            from actors.vllm_arguments import engine_sampling
 
             began = time.perf_counter()
             for i, request in enumerate(requests):
-                prompt = TokensPrompt(prompt_token_ids=request.prompt.token_ids.tolist())
-                self._engine.add_request(str(i), prompt, self._params(sampling, request.num_samples, request.seed))
+                prompt = tokens_input(request.prompt.token_ids.tolist())
+                params = engine_sampling(sampling, request.num_samples, request.seed, self._stop_ids)
+                self._engine.add_request(str(i), prompt, params)
             num_tokens = 0
             while self._engine.has_unfinished_requests():
                 for output in self._engine.step():
