@@ -16,10 +16,8 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 # Commands that another test runs, or that are this very suite.
 ELSEWHERE = {
     "make demo": "tests/e2e/test_demo.py runs the recipe with --smoke; .ci/run runs make",
-    "make demo-fresh": "the same recipe with --fresh: tests/unit/test_pipeline.py",
     "make test": "this suite",
     "make setup": "tests/unit/test_packaging.py",
-    "make lint": ".ci/run",
     "rlplatform doctor": "tests/unit/test_doctor.py",
     "rlplatform run configs/recipe/demo.yaml --smoke": "tests/e2e/test_demo.py",
     "rlplatform submit configs/recipe/demo.yaml --address http://127.0.0.1:8265 --smoke": (

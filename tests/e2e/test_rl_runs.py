@@ -22,15 +22,15 @@ from .conftest import ROOT, Finished, rlplatform
 pytestmark = pytest.mark.slow
 
 REWARD = '''
-def sevens(completions, **_):
-    """Share of the text that is the digit 7: anything can learn this."""
+def letters(completions, **_):
+    """Share of the text that is small letters: anything can learn this."""
     texts = [c[0]["content"] for c in completions]
-    return [text.count("7") / max(len(text), 1) for text in texts]
+    return [sum("a" <= char <= "z" for char in text) / max(len(text), 1) for text in texts]
 '''
 
 
 def write_config(folder: Path, model: Path, data: Path, **changes: Any) -> Path:
-    (folder / "sevens.py").write_text(REWARD)
+    (folder / "letters.py").write_text(REWARD)
     config: dict[str, Any] = {
         "kind": "rl",
         "name": "run",
@@ -43,7 +43,7 @@ def write_config(folder: Path, model: Path, data: Path, **changes: Any) -> Path:
         "sampling": {"max_new_tokens": 24},
         "rollout": {"num_workers": 2, "cpus_per_worker": 0.5, "kv_cache_gib": 0.25},
         "learner": {"num_workers": 1, "cpus_per_worker": 0.5, "zero_stage": 0},
-        "reward": {"functions": {f"{folder / 'sevens.py'}:sevens": 1.0}},
+        "reward": {"functions": {f"{folder / 'letters.py'}:letters": 1.0}},
         "optimizer": {"lr": 1e-3},
         "checkpoint": {"every": 1, "keep_last": 9},
     }
@@ -123,12 +123,12 @@ def test_bad_input_stops_before_any_worker_starts(smoke_demo: Finished, tmp_path
 
 def test_a_reward_that_raises_stops_the_run_with_its_own_line(smoke_demo: Finished, tmp_path: Path) -> None:
     config = write_config(tmp_path, smoke_demo.folder / "sft" / "model", smoke_demo.folder / "data")
-    (tmp_path / "sevens.py").write_text("def sevens(completions, **_):\n    raise KeyError('the column I forgot')\n")
+    (tmp_path / "letters.py").write_text("def letters(completions, **_):\n    raise KeyError('the column I forgot')\n")
     done = rlplatform("run", str(config))
     assert done.returncode == 1
     said = done.stderr.splitlines()
     place = next(number for number, line in enumerate(said) if "stopped:" in line)
     head = "\n".join(said[place : place + 10])
-    assert "sevens.py" in head
+    assert "letters.py" in head
     assert "line 2" in head
     assert "the column I forgot" in "\n".join(said)
