@@ -17,9 +17,7 @@ import contextlib
 import logging
 import os
 import signal
-import socket
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,168 +25,23 @@ from enum import Enum
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from actors import logs
+from actors.fleet_actor import NAME_ENV, Err, FleetActor, Incarnation, Ok, RemoteCall
+from actors.placement import place
 from rlplatform.roles import RunStopped, StallError
+
+__all__ = ["ActorError", "Err", "Fleet", "FleetActor", "Incarnation", "Ok", "Reply", "WorkerState"]
 
 log = logging.getLogger(__name__)
 
+ActorT = TypeVar("ActorT", bound=FleetActor)
 P = ParamSpec("P")
 R = TypeVar("R")
 PING_INTERVAL_S = 0.25
 SHUTDOWN_S = 10.0
-_NAME = "RLPLATFORM_ACTOR_NAME"  # in the environment of an actor
-
-
-# --- what runs in the actor -----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Ok(Generic[R]):
-    """The return value of a call."""
-
-    value: R
-
-
-@dataclass(frozen=True)
-class Err:
-    """A call that gave no value. ``lost``: the actor died or passed its deadline, so the work may be sent again."""
-
-    error_type: str
-    message: str
-    traceback: str = ""
-    lost: bool = False
-
-    def __str__(self) -> str:
-        text = f"{self.error_type}: {self.message}"
-        return f"{text}\n{self.traceback.rstrip()}" if self.traceback else text
-
-
-@dataclass(frozen=True)
-class Incarnation:
-    """One life of an actor: a restarted actor answers ``ping`` with another ``id``."""
-
-    id: str
-    pid: int
-    node_id: str
-    host: str
-
-
-@dataclass(frozen=True)
-class _Call:
-    """What ``apply`` runs: a method by name, or a function of the actor that travels with the call."""
-
-    method: str | Callable[..., Any]
-    num_args: int
-    stacks_after_s: float
-
-    def __call__(self, actor: FleetActor, **kwargs: Any) -> Any:
-        args = [kwargs.pop(f"_{i}") for i in range(self.num_args)]
-        if callable(self.method):
-            return self.method(actor, *args, **kwargs)
-        return getattr(actor, self.method)(*args, **kwargs)
-
-
-def _method_traceback(error: Exception) -> str:
-    """The traceback without the frames of this file and of Ray's tracing, so that the user's line comes first."""
-    told = traceback.TracebackException.from_exception(error)
-    frames = [
-        f
-        for f in told.stack
-        if f.filename != __file__ and not f.filename.endswith("ray/util/tracing/tracing_helper.py")
-    ]
-    told.stack = traceback.StackSummary.from_list(frames)
-    return "".join(told.format())
-
-
-class FleetActor:
-    """Base of every actor in a fleet. Its output goes to the run's log file of its name."""
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        if name := os.environ.get(_NAME):
-            logs.redirect_output(name)
-        return super().__new__(cls)
-
-    def ping(self) -> Incarnation:
-        context = ray.get_runtime_context()
-        return Incarnation(context.get_worker_id(), os.getpid(), context.get_node_id(), socket.gethostname())
-
-    def apply(self, func: _Call, **kwargs: Any) -> Ok[Any] | Err:
-        """Run ``func`` on this actor; an exception is returned, with the stack of the line that raised it.
-
-        Shortly before the call's deadline the stacks of all threads are written to this actor's log, so that a stall
-        leaves a trace before the fleet kills the process.
-        """
-        import faulthandler
-
-        faulthandler.dump_traceback_later(func.stacks_after_s, file=2)
-        try:
-            return Ok(func(self, **kwargs))
-        except Exception as error:
-            return Err(type(error).__name__, str(error), _method_traceback(error))
-        finally:
-            faulthandler.cancel_dump_traceback_later()
-
-    def shutdown(self) -> None:
-        """Release what killing the process would leave behind."""
-
-
-ActorT = TypeVar("ActorT", bound=FleetActor)
-
-
-# --- placement ------------------------------------------------------------------------------------------------------
-
-
-def check_resources(demand: Mapping[str, Sequence[Mapping[str, float]]], *, change: str) -> None:
-    """Compare the bundles of every stage with the resources of the whole cluster, before anything starts.
-
-    Args:
-        demand: stage -> its bundles, e.g. ``{"rollout": [{"CPU": 1.0}, {"CPU": 1.0}]}``; a bundle must fit one node.
-        change: the config keys that lower the demand, named in the error.
-
-    Raises:
-        RunStopped: the demand does not fit; the message lists demand, supply per node and ``change``.
-    """
-    nodes = [(node["NodeManagerHostname"], dict(node["Resources"])) for node in ray.nodes() if node["Alive"]]
-    free = [dict(resources) for _, resources in nodes]
-    bundles = sorted((b for bs in demand.values() for b in bs), key=lambda b: -max(b.values(), default=0.0))
-    for bundle in bundles:
-        home = next((n for n in free if all(n.get(k, 0.0) >= v - 1e-9 for k, v in bundle.items())), None)
-        if home is None:
-            raise RunStopped(_resource_report(demand, nodes, change))
-        for key, value in bundle.items():
-            home[key] = home.get(key, 0.0) - value
-
-
-def _resource_report(
-    demand: Mapping[str, Sequence[Mapping[str, float]]], nodes: Sequence[tuple[str, Mapping[str, float]]], change: str
-) -> str:
-    def show(resources: Mapping[str, float]) -> str:
-        return ", ".join(f"{k} {resources[k]:g}" for k in ("CPU", "GPU") if resources.get(k)) or "no CPU, no GPU"
-
-    lines = ["the cluster cannot hold what the configuration asks for."]
-    for stage, bundles in demand.items():
-        lines += [f"  demand  {stage}: {len(bundles)} x ({show(bundles[0])})" if bundles else f"  demand  {stage}: 0"]
-    lines += [f"  supply  {host}: {show(resources)}" for host, resources in nodes]
-    return "\n".join([*lines, f"Change {change}, or add nodes."])
-
-
-def _place(stage: str, bundles: list[dict[str, float]], change: str, timeout_s: float) -> PlacementGroup:
-    check_resources({stage: bundles}, change=change)
-    group = placement_group(bundles, strategy="PACK")
-    if not group.wait(timeout_s):
-        remove_placement_group(group)
-        available = ", ".join(f"{k} {ray.available_resources().get(k, 0.0):g}" for k in ("CPU", "GPU"))
-        raise RunStopped(
-            f"{stage}: no place for {len(bundles)} x {bundles[0]} within {timeout_s:g} s; the cluster is large enough, "
-            f"but only {available} are free now. Change {change}, or stop what holds the rest."
-        )
-    return group
-
-
-# --- the fleet ------------------------------------------------------------------------------------------------------
 
 
 class ActorError(RuntimeError):
@@ -265,7 +118,7 @@ class Fleet(Generic[ActorT]):
     def __post_init__(self) -> None:
         bundle = {k: float(v) for k, v in (("CPU", self.cpus), ("GPU", self.gpus)) if v > 0}
         bundle = bundle or {"memory": 1.0}  # an empty bundle is refused; a byte takes nothing from anybody
-        self._group = _place(
+        self._group = place(
             self.stage, [dict(bundle) for _ in range(self.num_workers)], self.change, self.placement_timeout_s
         )
         self._workers: dict[int, _Worker] = {}
@@ -290,7 +143,7 @@ class Fleet(Generic[ActorT]):
                 num_cpus=bundle.get("CPU", 0.0),
                 num_gpus=bundle.get("GPU", 0.0),
                 scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=worker),
-                runtime_env={"env_vars": {**logs.environment(), **self.env, _NAME: f"{self.stage}-{worker}"}},
+                runtime_env={"env_vars": {**logs.environment(), **self.env, NAME_ENV: f"{self.stage}-{worker}"}},
                 max_restarts=-1,  # counted here, so that the last loss says why
                 max_task_retries=0,  # the caller decides what is sent again
             ).remote(*self.actor_args(worker))
@@ -384,7 +237,7 @@ class Fleet(Generic[ActorT]):
             return
         self._closed = True
         asked = [
-            worker.handle.apply.remote(_Call("shutdown", 0, SHUTDOWN_S))
+            worker.handle.apply.remote(RemoteCall("shutdown", 0, SHUTDOWN_S))
             for worker in self._workers.values()
             if worker.state is WorkerState.LIVE and worker.incarnation.id
         ]
@@ -417,7 +270,7 @@ class Fleet(Generic[ActorT]):
         call = self._next_call
         self._next_call += 1
         sent = self._manager.foreach_actor_async(
-            _Call(name if hasattr(self.actor_class, name) else method, len(args), 0.9 * timeout_s),
+            RemoteCall(name if hasattr(self.actor_class, name) else method, len(args), 0.9 * timeout_s),
             tag=str(call),
             kwargs={**{f"_{i}": arg for i, arg in enumerate(args)}, **kwargs},
             healthy_only=False,

@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from actors.fleet import ActorError, Err, Fleet
-from actors.rollout_worker import Job, PumpReply, RolloutWorker, engine_env
+from actors.rollout_worker import Job, PumpReply, RolloutWorker
+from actors.vllm_arguments import engine_env
 from rlplatform.config import ModelConfig, RolloutConfig
 from rlplatform.roles import RunStopped
 from rlplatform.types import GenerationRequest, Metrics, RolloutGroup, SamplingParams

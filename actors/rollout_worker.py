@@ -6,7 +6,6 @@ loaded, so a publish never races with sampling. The same class serves CPU and GP
 
 from __future__ import annotations
 
-import contextlib
 import os
 import tempfile
 import time
@@ -17,28 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from actors.fleet import FleetActor
-from actors.weight_sync import Payload, PublishReport, WeightManifest
+from actors.fleet_actor import FleetActor
+from actors.payload import Payload, PublishReport, WeightManifest
+from actors.vllm_arguments import engine_arguments, engine_sampling, stop_ids
 from rlplatform.config import ModelConfig, RolloutConfig
 from rlplatform.types import FINISH_LENGTH, FINISH_STOP, GenerationRequest, Rollout, SamplingParams
 
 LINGER_S = 0.01  # once a group is finished, `pump` goes on this long to let others finish too
 FINISH = {"stop": FINISH_STOP, "length": FINISH_LENGTH}
-EXTENSION = "actors.vllm_extension.WeightExtension"
-
-
-def engine_env(config: RolloutConfig) -> dict[str, str]:
-    """Environment of a worker process; vLLM and OpenMP read it when they are imported."""
-    return {
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine lives in the actor's own process
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # workers share the machine; Ray decides who runs where
-        "VLLM_CPU_KVCACHE_SPACE": "",  # rollout.kv_cache_gib decides
-        "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_WORKER_SHUTDOWN_TIMEOUT_SECONDS": "1",  # idle ranks have nothing to finish
-        "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "WARNING"),
-        "OMP_NUM_THREADS": str(max(1, int(config.cpus_per_worker))),
-        "TOKENIZERS_PARALLELISM": "false",
-    }
 
 
 @dataclass(frozen=True)
@@ -87,34 +72,11 @@ class RolloutWorker(FleetActor):
         from vllm.v1.engine.llm_engine import LLMEngine
 
         self._tokenizer = AutoTokenizer.from_pretrained(model_path, trust_remote_code=model.trust_remote_code)
-        on_cpu = config.gpus_per_worker == 0
-        arguments: dict[str, Any] = {
-            "model": model_path,
-            "trust_remote_code": model.trust_remote_code,
-            "dtype": model.dtype,
-            "max_model_len": _engine_length(model_path, model, max_model_len),
-            "seed": seed,
-            "tensor_parallel_size": config.tensor_parallel_size,
-            "max_num_seqs": config.max_num_seqs,
-            "max_num_batched_tokens": config.max_batched_tokens,
-            "enforce_eager": config.enforce_eager,
-            "enable_prefix_caching": True,
-            "generation_config": "vllm",  # never the model folder's defaults
-            "logprobs_mode": "processed_logprobs",  # of the distribution that is sampled from, temperature included
-            "skip_tokenizer_init": True,  # text is decoded here, once a completion is finished
-            "disable_log_stats": True,
-            "worker_extension_cls": EXTENSION,
-        }
-        if on_cpu:
-            arguments |= {"kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30), "block_size": 32}
-        else:
-            arguments["gpu_memory_utilization"] = config.gpu_memory_utilization
-        if config.tensor_parallel_size > 1:
-            arguments["distributed_executor_backend"] = "mp"
+        arguments = engine_arguments(model_path, model, config, max_model_len, seed)
         self._engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
         # vLLM names the file that its ranks meet at, and their shared memory, by one random name.
         self._rendezvous = self._engine.collective_rpc("rendezvous_name")[0]
-        self._stop_ids = stop_ids(self._engine.model_config, model_path, self._tokenizer, model.trust_remote_code)
+        self._stop_ids = stop_ids(self._engine.model_config.hf_config, model_path, self._tokenizer)
         self._running: dict[str, _Running] = {}
         self._finished: list[FinishedJob] = []
         self._prompt_tokens = self._cached_tokens = 0
@@ -167,12 +129,12 @@ class RolloutWorker(FleetActor):
 
     def effective_sampling(self, sampling: SamplingParams) -> dict[str, Any]:
         """The parameters as the engine holds them for a request, for the run's record."""
-        from vllm.inputs import TokensPrompt
+        from vllm.inputs import tokens_input
 
         request = self._engine.input_processor.process_inputs(
             "effective-sampling",
-            TokensPrompt(prompt_token_ids=[0]),
-            self._params(sampling, 1, 0),
+            tokens_input([0]),
+            engine_sampling(sampling, 1, 0, self._stop_ids),
             supported_tasks=self._engine.get_supported_tasks(),
         )
         params: Any = request.params
@@ -200,7 +162,7 @@ class RolloutWorker(FleetActor):
             float32 [L] each; entry ``t`` is log p(row[t] | row[:t]), NaN for ``t = 0``.
         """
         from vllm import SamplingParams as EngineParams
-        from vllm.inputs import TokensPrompt
+        from vllm.inputs import tokens_input
         from vllm.sampling_params import RequestOutputKind
 
         params = EngineParams(
@@ -210,7 +172,7 @@ class RolloutWorker(FleetActor):
         names = [f"score-{self._num_scored + i}" for i in range(len(rows))]
         self._num_scored += len(rows)
         for name, row in zip(names, rows, strict=True):
-            self._engine.add_request(name, TokensPrompt(prompt_token_ids=row.tolist()), params)
+            self._engine.add_request(name, tokens_input(row.tolist()), params)
         while len(answers) < len(rows):
             outputs = self._engine.step()
             answers |= {output.request_id: output for output in outputs if output.request_id.startswith("score-")}
@@ -265,36 +227,15 @@ class RolloutWorker(FleetActor):
 
     # --- inside -------------------------------------------------------------------------------------------------
 
-    def _params(self, sampling: SamplingParams, num_samples: int, seed: int) -> Any:
-        from vllm import SamplingParams as EngineParams
-        from vllm.sampling_params import RequestOutputKind
-
-        return EngineParams(
-            n=num_samples,
-            seed=seed if sampling.temperature > 0 else None,
-            max_tokens=sampling.max_new_tokens,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            top_k=sampling.top_k,
-            min_p=sampling.min_p,
-            repetition_penalty=sampling.repetition_penalty,
-            presence_penalty=sampling.presence_penalty,
-            frequency_penalty=sampling.frequency_penalty,
-            stop_token_ids=sorted(self._stop_ids | set(sampling.stop_token_ids)),
-            logprobs=0,  # of the sampled token only
-            flat_logprobs=True,
-            detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,  # a group comes back whole
-        )
-
     def _add(self, job: Job) -> None:
-        from vllm.inputs import TokensPrompt
+        from vllm.inputs import tokens_input
 
         request = job.request
-        prompt = TokensPrompt(prompt_token_ids=request.prompt.token_ids.tolist())
+        prompt = tokens_input(request.prompt.token_ids.tolist())
+        params = engine_sampling(job.sampling, request.num_samples, request.seed, self._stop_ids)
         name = str(job.ticket)
         self._running[name] = _Running(job, self._version)
-        self._engine.add_request(name, prompt, self._params(job.sampling, request.num_samples, request.seed))
+        self._engine.add_request(name, prompt, params)
 
     def _take(self, outputs: Iterable[Any]) -> None:
         for output in outputs:
@@ -346,28 +287,3 @@ def sampled_logprobs(token_ids: Sequence[int], logprobs: Any) -> np.ndarray | No
             return None
         values = np.asarray([entry.logprob for entry in entries], dtype=np.float32)
     return values if np.isfinite(values).all() else None
-
-
-def stop_ids(model_config: Any, model_path: str, tokenizer: Any, trust_remote_code: bool = False) -> frozenset[int]:
-    """All ids that end a completion: of config, generation_config, tokenizer, and ``<|im_end|>`` where the template
-    ends a turn with it."""
-    from transformers import GenerationConfig
-
-    found: list[Any] = [model_config.hf_config.eos_token_id, tokenizer.eos_token_id]
-    with contextlib.suppress(OSError):  # a folder without generation_config.json
-        found.append(GenerationConfig.from_pretrained(model_path).eos_token_id)
-    template = tokenizer.chat_template
-    if template and "<|im_end|>" in str(template):
-        found.append(tokenizer.get_vocab().get("<|im_end|>"))
-    ids: set[int] = set()
-    for value in found:
-        ids.update(value if isinstance(value, (list, tuple)) else [] if value is None else [value])
-    return frozenset(ids)
-
-
-def _engine_length(model_path: str, model: ModelConfig, max_model_len: int) -> int:
-    """One token more than asked for where the model has room, so that a full-length row can still be scored."""
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(model_path, trust_remote_code=model.trust_remote_code)
-    return min(max_model_len + 1, max(getattr(config, "max_position_embeddings", 0), max_model_len))

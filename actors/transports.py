@@ -17,12 +17,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from actors.fleet import Err, Fleet, FleetActor, Ok
-from actors.weight_sync import Payload, PublishReport, WeightManifest
+from actors.payload import Payload, PublishReport, WeightManifest
+from actors.rollout_worker import RolloutWorker
 
 if TYPE_CHECKING:
     import torch
-
-    from actors.rollout_worker import RolloutWorker
 
 Results = dict[int, Ok[PublishReport] | Err]
 
@@ -44,8 +43,6 @@ class ObjectStoreTransport:
     def send(
         self, learner: Any, workers: Sequence[int], payload: Any, manifest: WeightManifest, version: int, full: bool
     ) -> Results:
-        from actors.rollout_worker import RolloutWorker
-
         return self._fleet.call_each(workers, RolloutWorker.load_weights, payload, version, full)
 
 
@@ -59,8 +56,6 @@ class CollectiveTransport:
     def send(
         self, learner: Any, workers: Sequence[int], payload: Any, manifest: WeightManifest, version: int, full: bool
     ) -> Results:
-        from actors.rollout_worker import RolloutWorker
-
         source: Fleet[Any] = learner.workers
         members = (source.incarnation(0).id, *(self._fleet.incarnation(worker).id for worker in workers))
         if members != self._members:
@@ -77,8 +72,6 @@ class CollectiveTransport:
         return results
 
     def _form(self, source: Fleet[Any], workers: Sequence[int]) -> None:
-        from actors.rollout_worker import RolloutWorker
-
         size = 1 + self._ranks_per_worker * len(workers)
         timeout_s = self._fleet.call_timeout_s
         host, port = source.call(0, open_store, size, timeout_s)

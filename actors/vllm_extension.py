@@ -27,7 +27,7 @@ from vllm.model_executor.layers.linear import (
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 
 from actors import transports
-from actors.weight_sync import PublishReport, WeightManifest, corrupted, unflatten
+from actors.payload import PublishReport, WeightManifest, corrupted, unflatten
 
 PROBE_COLUMNS = 7  # columns of each matrix that a cheap verification compares exactly; they rotate
 CHUNK_COLUMNS = 256  # columns that a full verification unpacks at a time

@@ -15,8 +15,9 @@ from ray.cluster_utils import Cluster
 from safetensors.torch import load_file
 
 from actors.fleet import Fleet, FleetActor
+from actors.payload import flatten
 from actors.rollout_fleet import RolloutFleet
-from actors.weight_sync import WeightSync, flatten
+from actors.weight_sync import WeightSync
 from rlplatform.config import ModelConfig, PublishConfig, RolloutConfig
 from rlplatform.types import SamplingParams
 from tests.integration import rollout_models as kit

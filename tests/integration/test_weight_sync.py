@@ -21,9 +21,10 @@ from transformers import PreTrainedModel
 from actors.fleet import ActorError, Fleet, FleetActor
 from actors.learner import LearnerGroup
 from actors.parity import parity_gate, reference_difference, rows_of
+from actors.payload import Payload, flatten
 from actors.rollout_fleet import RolloutFleet
 from actors.rollout_worker import RolloutWorker
-from actors.weight_sync import Payload, WeightSync, flatten
+from actors.weight_sync import WeightSync
 from rlplatform.config import (
     LearnerConfig,
     ModelConfig,

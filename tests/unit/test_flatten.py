@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.weight_sync import ALIGN, checksum, corrupted, flatten, unflatten
+from actors.payload import ALIGN, checksum, corrupted, flatten, unflatten
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.int8)
 
