@@ -27,7 +27,7 @@ from rlplatform.types import GenerationRequest, Metrics, RolloutGroup, SamplingP
 
 log = logging.getLogger(__name__)
 
-PUMP_BUDGET_S = 0.1  # a publish waits at most for two of these
+PUMP_BUDGET_S = 0.2  # a publish waits at most for two of these
 PUMPS_IN_FLIGHT = 2
 
 

@@ -4,6 +4,7 @@
 
 Everything is timed in one run and on one engine's actor: a publish from gathering in the learner's process to the
 return of ``WeightSync.publish``; and ``reload_weights`` of the same tensors with the cures that make it right on CPU.
+The best of each counts, because whatever else runs on the machine only ever slows it down; medians stand beside it.
 Without a folder: the 1.05M-parameter tiny model.
 """
 
@@ -82,17 +83,19 @@ def measure(model: str, num_workers: int, num_publishes: int) -> dict[str, Any]:
             bare_s.append(max(bare))
             copy_s.append(max(copy))
         publish_s, exact_s, bare_s, copy_s = (times[2:] for times in (publish_s, exact_s, bare_s, copy_s))
-        usual = median(exact_s if is_small else publish_s)
-        floor = median(bare_s) + median(copy_s)
+        usual = exact_s if is_small else publish_s  # what PublishConfig's defaults do nine times of ten
+        floor = min(bare_s) + min(copy_s)
         return {
             "mib": round(metrics["publish/bytes"] / 2**20, 1),
             "workers": num_workers,
-            "publish_ms": round(1e3 * usual, 1),
+            "publish_ms": round(1e3 * min(usual), 1),
             "verification": "exact" if is_small else "probes",
-            "exact_publish_ms": round(1e3 * median(exact_s), 1),
-            "bare_reload_ms": round(1e3 * median(bare_s), 1),
-            "copy_ms": round(1e3 * median(copy_s), 1),
-            "ratio": round(usual / floor, 2),
+            "exact_publish_ms": round(1e3 * min(exact_s), 1),
+            "bare_reload_ms": round(1e3 * min(bare_s), 1),
+            "copy_ms": round(1e3 * min(copy_s), 1),
+            "ratio": round(min(usual) / floor, 2),
+            "median_publish_ms": round(1e3 * median(usual), 1),
+            "median_bare_reload_ms": round(1e3 * median(bare_s), 1),
         }
     finally:
         sources.close()
