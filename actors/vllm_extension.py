@@ -7,6 +7,7 @@ that they missed, because it reads the packed copies themselves, through the ver
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections import defaultdict
@@ -28,6 +29,9 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, 
 
 from actors import transports
 from actors.payload import PublishReport, WeightManifest, corrupted, unflatten
+
+# Warns on every reload of modules that have no weights of their own; ``verify`` says which tensor is wrong.
+logging.getLogger("vllm.model_executor.model_loader.reload.layerwise").setLevel(logging.ERROR)
 
 PROBE_COLUMNS = 7  # columns of each matrix that a cheap verification compares exactly; they rotate
 CHUNK_COLUMNS = 256  # columns that a full verification unpacks at a time
