@@ -426,7 +426,7 @@ def test_a_checkpoint_of_another_shape_is_refused(start: Any, tmp_path: Path) ->
 
 
 def test_gathered_weights_are_the_models_own(start: Any, model: str) -> None:
-    from actors.weight_sync import unflatten
+    from actors.payload import unflatten
 
     for config in (configuration(1, stage=0), configuration(2, stage=3)):
         learner = start(config)
