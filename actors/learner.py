@@ -71,7 +71,7 @@ class LearnerGroup:
         learner = config.learner
         use_gpu = learner.gpus_per_worker > 0
         threads = max(1, int(learner.cpus_per_worker))
-        self._fleet = Fleet(
+        self.workers = Fleet(
             LearnerWorker,
             "learner",
             learner.num_workers,
@@ -85,7 +85,7 @@ class LearnerGroup:
             change="learner.num_workers or learner.cpus_per_worker",
         )
         try:
-            self._address = self._fleet.call(0, LearnerWorker.free_address)
+            self._address = self.workers.call(0, LearnerWorker.free_address)
             self.restart(config, model_path)
         except BaseException:
             self.close()
@@ -201,11 +201,11 @@ class LearnerGroup:
         if self._failure:  # a rank that hangs in a collective, or is stopped, does not hear a request to end
             here = ray.get_runtime_context().get_node_id()
             for rank in range(self.config.learner.num_workers):
-                life = self._fleet.incarnation(rank)
+                life = self.workers.incarnation(rank)
                 if life.pid and life.node_id == here:
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(life.pid, signal.SIGKILL)
-        self._fleet.close()
+        self.workers.close()
 
     # --- inside -------------------------------------------------------------------------------------------------
 
@@ -243,15 +243,15 @@ class LearnerGroup:
         if self._failure:
             raise RunStopped(f"the learner is out of service: {self._failure}")
         timeout_s = timeout_s or self.config.learner.call_timeout_s
-        self._fleet.call_timeout_s = timeout_s  # past it the fleet kills the rank and raises
+        self.workers.call_timeout_s = timeout_s  # past it the fleet kills the rank and raises
         answers: dict[int, Any] = {}
         errors: dict[int, Err] = {}
         ranks = range(self.config.learner.num_workers)
         grace_ends = math.inf
         try:
-            calls = {self._fleet.call_async(rank, method, *args, **kwargs): rank for rank in ranks}
+            calls = {self.workers.call_async(rank, method, *args, **kwargs): rank for rank in ranks}
             while len(answers) + len(errors) < len(ranks) and time.monotonic() < grace_ends:
-                for reply in self._fleet.ready(min(1.0, grace_ends - time.monotonic())):
+                for reply in self.workers.ready(min(1.0, grace_ends - time.monotonic())):
                     rank = calls[reply.call]
                     if isinstance(reply.result, Err):
                         # The others wait for this rank in a collective; they may say what they saw, but not for long.
@@ -277,10 +277,10 @@ class LearnerGroup:
         said: dict[str, list[str]] = {}  # the same words of several ranks are told once
         for rank, error in errors.items():
             text = error.message if error.error_type == RunStopped.__name__ else str(error)
-            said.setdefault(text, []).append(self._fleet.name(rank))
+            said.setdefault(text, []).append(self.workers.name(rank))
         echoes = ("connection", "peer", "gloo", "nccl")
         texts = sorted(said, key=lambda text: any(echo in text.lower() for echo in echoes))
-        names = [self._fleet.name(rank) for rank in ranks if rank not in answers and rank not in errors]
+        names = [self.workers.name(rank) for rank in ranks if rank not in answers and rank not in errors]
         silent = [name for name in names if name not in str(lost)]
         parts = [str(lost)] if lost else []
         parts += [f"{', '.join(said[text])}: {text}" for text in texts]

@@ -58,11 +58,11 @@ def rewards(folder: Path) -> list[float]:
 
 def test_the_reward_rises_and_the_shuffled_control_does_not(smoke_demo: Finished, tmp_path: Path) -> None:
     curves = {}
-    for name, shuffle in (("real", "false"), ("control", "true")):
+    for name, shuffle, transport in (("real", "false", "object_store"), ("control", "true", "collective")):
         folder = tmp_path / name
         folder.mkdir()
         config = write_config(folder, smoke_demo.folder / "sft" / "model", smoke_demo.folder / "data", num_steps=12)
-        done = rlplatform("run", str(config), f"reward.shuffle_control={shuffle}", "checkpoint.every=0")
+        done = rlplatform("run", str(config), f"reward.shuffle_control={shuffle}", f"publish.transport={transport}")
         assert done.returncode == 0, done.stderr[-3000:]
         curves[name] = rewards(folder / "run")
     gain = {name: np.mean(curve[-3:]) - np.mean(curve[:3]) for name, curve in curves.items()}

@@ -545,7 +545,7 @@ def test_a_lost_rank_ends_in_an_error_that_names_it(
 ) -> None:
     config = configuration(ranks)
     learner = LearnerGroup(replace(config, learner=replace(config.learner, call_timeout_s=8.0)), model)
-    pids = [learner._fleet.incarnation(rank).pid for rank in range(ranks)]
+    pids = [learner.workers.incarnation(rank).pid for rank in range(ranks)]
     name = f"learner-{ranks - 1}"
     try:
         learner.update(learner.add_logprobs(rollouts()))
