@@ -184,9 +184,9 @@ class TestSetUpOptions:
         ]
 
     def test_a_mirror_is_handed_on_unless_uv_has_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        settings = {"index-url": "https://mirror.example/simple"}
-        assert self.options(settings)[:2] == ["--default-index", "https://mirror.example/simple"]
-        monkeypatch.setenv("UV_DEFAULT_INDEX", "https://other.example/simple")
+        settings = {"index-url": "https://mirror.example/index"}
+        assert self.options(settings)[:2] == ["--default-index", "https://mirror.example/index"]
+        monkeypatch.setenv("UV_DEFAULT_INDEX", "https://other.example/index")
         assert "--default-index" not in self.options(settings)
 
     def test_for_gpu_the_cpu_build_is_not_asked_for(self, tmp_path: Path) -> None:
