@@ -61,7 +61,14 @@ def test_the_reward_rises_and_the_shuffled_control_does_not(smoke_demo: Finished
     for name, shuffle, transport in (("real", "false", "object_store"), ("control", "true", "collective")):
         folder = tmp_path / name
         folder.mkdir()
-        config = write_config(folder, smoke_demo.folder / "sft" / "model", smoke_demo.folder / "data", num_steps=12)
+        config = write_config(
+            folder,
+            smoke_demo.folder / "sft" / "model",
+            smoke_demo.folder / "data",
+            num_steps=12,
+            optimizer={"lr": 3e-3},
+            checkpoint={"every": 0},
+        )
         done = rlplatform("run", str(config), f"reward.shuffle_control={shuffle}", f"publish.transport={transport}")
         assert done.returncode == 0, done.stderr[-3000:]
         curves[name] = rewards(folder / "run")
