@@ -200,7 +200,9 @@ class LearnerConfig(TrackedReads):
     )
     max_tokens_per_micro_batch: int = 8192  # rows are packed without padding up to this many tokens
     logprob_chunk_tokens: int = 1024  # rows of the [chunk, vocabulary] matrix that exists at a time
-    activation_checkpointing: bool = False  # recompute activations in the backward pass: less memory, a third more work
+    activation_checkpointing: Literal["none", "selective", "full"] = (
+        "none"  # less memory: selective computes all but matrix products and attention again, full everything
+    )
     call_timeout_s: float = 1800.0  # a call silent for longer is an error
     start_timeout_s: float = 300.0  # an actor not up by then is an error
 

@@ -252,7 +252,7 @@ def test_what_stands_in_masked_slots_reaches_nothing(start: Any, model: str, one
 
 def test_activation_checkpointing_changes_nothing(start: Any, model: str, one_step: Any) -> None:
     config = configuration(2, stage=3, budget=100)
-    learner = start(replace(config, learner=replace(config.learner, activation_checkpointing=True)))
+    learner = start(replace(config, learner=replace(config.learner, activation_checkpointing="full")))
     learner.update(learner.add_logprobs(rollouts()))
     assert relative_error(learner.full_state(), one_step[0], initial(model)) < 1e-4
 

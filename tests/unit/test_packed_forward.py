@@ -10,7 +10,11 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen3Config, Qwen3MoeConfig
 
 from model import packing
-from model.hf import PackedCausalLM, UnsupportedModelError, check_config, load_policy
+from model.attention import Packing
+from model.config import UnsupportedModelError
+from model.hf import load_policy
+from model.qwen3 import Qwen3
+from model.transformers_lm import PackedCausalLM, check_config
 
 SMALL: dict[str, Any] = {
     "hidden_size": 64,
@@ -68,12 +72,12 @@ def pack(rows: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Te
     return torch.cat(rows), torch.cat([torch.arange(len(row)) for row in rows]), lengths.cumsum(0, dtype=torch.int32)
 
 
-def logits(policy: PackedCausalLM, rows: list[torch.Tensor]) -> torch.Tensor:
+def logits(policy: PackedCausalLM | Qwen3, rows: list[torch.Tensor]) -> torch.Tensor:
     return policy(*pack(rows)) @ policy.lm_head_weight.T
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_each_packed_row_equals_the_row_alone_in_plain_transformers(folder: Path, checkpointing: bool) -> None:
+@pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])
+def test_each_packed_row_equals_the_row_alone_in_plain_transformers(folder: Path, checkpointing: str) -> None:
     policy = load_policy(str(folder), activation_checkpointing=checkpointing)
     reference = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
     rows = rows_of(LENGTHS)
@@ -145,7 +149,7 @@ def test_a_tied_head_is_named_once(folder: Path) -> None:
     assert all(parameter.is_meta for _, parameter in policy.hf_named_parameters())
 
 
-def test_no_mask_of_all_tokens_by_all_tokens_is_built(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_mask_of_all_tokens_by_all_tokens_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
     masks: list[Any] = []
     original = packing.packed_attention
 
@@ -154,7 +158,9 @@ def test_no_mask_of_all_tokens_by_all_tokens_is_built(folder: Path, monkeypatch:
         return original(module, query, key, value, attention_mask, **kwargs)
 
     monkeypatch.setattr(packing, "packed_attention", spy)
-    logits(load_policy(str(folder)), rows_of(LENGTHS))
+    packing.register()
+    hf = AutoModelForCausalLM.from_config(CONFIGS["llama-tied"], attn_implementation=packing.NAME)
+    logits(PackedCausalLM(hf), rows_of(LENGTHS))
     assert masks == [None, None]
 
 
@@ -189,4 +195,4 @@ def test_layers_with_an_attention_of_their_own_are_refused() -> None:
 @pytest.mark.parametrize("boundaries", [[0], [0, 0, 3], [1, 3], [0, 3, 2]])
 def test_boundaries_that_are_no_rows_are_refused(boundaries: list[int]) -> None:
     with pytest.raises(ValueError, match="cu_seqlens"):
-        packing.Packing(torch.tensor(boundaries, dtype=torch.int32))
+        Packing(torch.tensor(boundaries, dtype=torch.int32))

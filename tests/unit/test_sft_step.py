@@ -189,7 +189,7 @@ def gradients(model: Path, examples: Examples, rows: np.ndarray, world_size: int
             loss, _ = micro_batch_loss(scorer, examples, part, denominator=denominator, chunk_tokens=50)
             loss.backward()
             total += float(loss.detach())
-    return total, {name: p.grad for name, p in scorer.policy.hf.named_parameters()}
+    return total, {name: p.grad for name, p in scorer.policy.hf_named_parameters()}
 
 
 def test_loss_and_gradients_do_not_depend_on_ranks_micro_batches_or_packing(model: Path, examples: Examples) -> None:
@@ -227,7 +227,16 @@ def test_a_micro_batch_without_rows_costs_nothing_and_changes_nothing(model: Pat
     assert all(p.grad is None or not p.grad.any() for p in scorer.parameters())
 
 
-def test_target_probability_is_that_of_the_whole_target_given_the_prompt(model: Path, examples: Examples) -> None:
+def in_transformers(policy, folder: Path):
+    from transformers import AutoModelForCausalLM
+
+    policy.save_pretrained(folder, policy.to_checkpoint((n, p.detach()) for n, p in policy.hf_named_parameters()))
+    return AutoModelForCausalLM.from_pretrained(folder, attn_implementation="sdpa").eval()
+
+
+def test_target_probability_is_that_of_the_whole_target_given_the_prompt(
+    model: Path, examples: Examples, tmp_path: Path
+) -> None:
     """Against transformers, one row at a time; a fresh model gives about 320 ** -targets, so train a little first."""
     scorer = TokenScorer(load_policy(str(model)))
     optimizer = torch.optim.AdamW(scorer.parameters(), lr=5e-3)
@@ -237,8 +246,7 @@ def test_target_probability_is_that_of_the_whole_target_given_the_prompt(model: 
         micro_batch_loss(scorer, examples, rows, denominator=int(examples.loss_tokens[rows].sum()))[0].backward()
         optimizer.step()
     _, probabilities = micro_batch_loss(scorer, examples, rows, denominator=1)
-    hf = scorer.policy.hf
-    hf.set_attn_implementation("sdpa")
+    hf = in_transformers(scorer.policy, tmp_path)
     for row, probability in zip(rows, probabilities.tolist(), strict=True):
         span = slice(examples.cu_seqlens[row], examples.cu_seqlens[row + 1])
         ids, mask = torch.from_numpy(examples.token_ids[span]).long(), examples.loss_mask[span]
@@ -249,7 +257,9 @@ def test_target_probability_is_that_of_the_whole_target_given_the_prompt(model: 
         assert probability == pytest.approx(expected, rel=1e-3)
 
 
-def test_one_overfitted_row_is_generated_again_with_its_end(model: Path, examples: Examples, tokenizer) -> None:
+def test_one_overfitted_row_is_generated_again_with_its_end(
+    model: Path, examples: Examples, tokenizer, tmp_path: Path
+) -> None:
     scorer = TokenScorer(load_policy(str(model)))
     optimizer = torch.optim.AdamW(scorer.parameters(), lr=5e-3)
     row = np.array([4])
@@ -262,8 +272,7 @@ def test_one_overfitted_row_is_generated_again_with_its_end(model: Path, example
     span = slice(examples.cu_seqlens[4], examples.cu_seqlens[5])
     token_ids, mask = examples.token_ids[span], examples.loss_mask[span]
     prompt = torch.from_numpy(token_ids[: mask.argmax()]).long()[None]
-    hf = scorer.policy.hf
-    hf.set_attn_implementation("sdpa")
+    hf = in_transformers(scorer.policy, tmp_path)
     generated = hf.generate(prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=100)
     assert generated[0, prompt.shape[1] :].tolist() == token_ids[mask].tolist()
     assert generated[0, -1] == tokenizer.eos_token_id
