@@ -209,7 +209,13 @@ class LearnerWorker(FleetActor):
         def load(**arguments: Any) -> TokenScorer:
             model = config.model
             return TokenScorer(
-                load_policy(model_path, dtype=model.dtype, trust_remote_code=model.trust_remote_code, **arguments)
+                load_policy(
+                    model_path,
+                    dtype=model.dtype,
+                    trust_remote_code=model.trust_remote_code,
+                    rope=model.rope,
+                    **arguments,
+                )
             )
 
         self.engine = TrainEngine(

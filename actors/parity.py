@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from actors.rollout_fleet import RolloutFleet
+from model.long_context import AS_IN_CHECKPOINT, RopeOverride
 from rlplatform.roles import RunStopped
 from rlplatform.seeds import request_seed
 from rlplatform.types import GenerationRequest, Metrics, Prompt, RolloutBatch, RolloutGroup
@@ -57,7 +58,9 @@ def parity_gate(
     own = learner.logprobs(batch)
     difference = np.abs(own - batch.rollout_logprobs)[batch.loss_mask]
     allowed = tolerance or (
-        FLOAT32_TOLERANCE if dtype == "float32" else 2 * reference_difference(fleet.model_path, batch, dtype)
+        FLOAT32_TOLERANCE
+        if dtype == "float32"
+        else 2 * reference_difference(fleet.model_path, batch, dtype, fleet.model.rope)
     )
     metrics: Metrics = {
         "parity/abs_logprob_diff_mean": float(difference.mean()),
@@ -95,23 +98,28 @@ def rows_of(groups: Sequence[RolloutGroup]) -> RolloutBatch:
     )
 
 
-def reference_difference(model_path: str, batch: RolloutBatch, dtype: str) -> float:
+def reference_difference(
+    model_path: str, batch: RolloutBatch, dtype: str, rope: RopeOverride = AS_IN_CHECKPOINT
+) -> float:
     """Mean |difference|, nats a token, between transformers' eager and SDPA attention on the rows of ``batch``."""
     import ray
 
     task = ray.remote(num_cpus=0, max_retries=0)(_reference_difference)
     options = {"runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}}}
-    return ray.get(task.options(**options).remote(model_path, batch, dtype), timeout=REFERENCE_TIMEOUT_S)
+    return ray.get(task.options(**options).remote(model_path, batch, dtype, rope), timeout=REFERENCE_TIMEOUT_S)
 
 
-def _reference_difference(model_path: str, batch: RolloutBatch, dtype: str) -> float:
+def _reference_difference(model_path: str, batch: RolloutBatch, dtype: str, rope: RopeOverride) -> float:
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
+    config = AutoConfig.from_pretrained(model_path)
+    for key, value in rope.changes(config.to_dict()).items():
+        setattr(config, key, value)
     sides: list[np.ndarray] = []
     for attention in ("eager", "sdpa"):
         model = AutoModelForCausalLM.from_pretrained(
-            model_path, dtype=getattr(torch, dtype), attn_implementation=attention
+            model_path, config=config, dtype=getattr(torch, dtype), attn_implementation=attention
         ).eval()
         rows: list[np.ndarray] = []
         with torch.inference_mode():

@@ -23,6 +23,7 @@ from actors.rollout_worker import Job, PumpReply, RolloutWorker
 from actors.vllm_arguments import engine_env
 from rlplatform.config import ModelConfig, RolloutConfig
 from rlplatform.roles import RunStopped
+from rlplatform.servable import check_servable
 from rlplatform.types import GenerationRequest, Metrics, RolloutGroup, SamplingParams
 
 log = logging.getLogger(__name__)
@@ -58,6 +59,7 @@ class RolloutFleet:
         seed: of the engines themselves; requests carry their own.
 
     Raises:
+        ConfigError: the engine cannot compute this model, or not at this length.
         RunStopped: the cluster has no room.
         ActorError: an engine could not start.
     """
@@ -72,6 +74,7 @@ class RolloutFleet:
         seed: int,
         worker_class: type[RolloutWorker] = RolloutWorker,
     ) -> None:
+        check_servable(model_path, model, max_model_len)
         self.model_path, self.model, self.sampling, self.max_model_len = model_path, model, sampling, max_model_len
         if not sampling.neutral:
             log.warning("sampling is not neutral (%s): training sees the policy through it", sampling)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from typing import Any
 
 from rlplatform.config import ModelConfig, RolloutConfig
@@ -31,12 +31,18 @@ def engine_arguments(
     model_path: str, model: ModelConfig, config: RolloutConfig, max_model_len: int, seed: int
 ) -> dict[str, Any]:
     """Arguments of ``vllm.EngineArgs``."""
+    from transformers import PreTrainedConfig
+
+    values, _ = PreTrainedConfig.get_config_dict(model_path)
+    changes = model.rope.changes(values)
+    values = {**values, **changes}
     on_cpu = config.gpus_per_worker == 0
     arguments: dict[str, Any] = {
         "model": model_path,
         "trust_remote_code": model.trust_remote_code,
         "dtype": model.dtype,
-        "max_model_len": _engine_length(model_path, model, max_model_len),
+        "max_model_len": _engine_length(values, max_model_len),
+        "hf_overrides": changes,  # as the learner's positions
         "seed": seed,
         "tensor_parallel_size": config.tensor_parallel_size,
         "max_num_seqs": config.max_num_seqs,
@@ -99,9 +105,6 @@ def stop_ids(hf_config: Any, model_path: str, tokenizer: Any) -> frozenset[int]:
     return frozenset(ids)
 
 
-def _engine_length(model_path: str, model: ModelConfig, max_model_len: int) -> int:
+def _engine_length(values: Mapping[str, Any], max_model_len: int) -> int:
     """One token more than asked for where the model has room, so that a full-length row can still be scored."""
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(model_path, trust_remote_code=model.trust_remote_code)
-    return min(max_model_len + 1, max(getattr(config, "max_position_embeddings", 0), max_model_len))
+    return min(max_model_len + 1, max(values.get("max_position_embeddings") or 0, max_model_len))

@@ -21,6 +21,7 @@ import torch
 
 from model.checkpointing import CHECKPOINTING, MODES
 from model.config import DENSE, MOE, Qwen3Config, UnsupportedModelError, unsupported_reason
+from model.long_context import AS_IN_CHECKPOINT, RopeOverride
 from model.qwen3 import Qwen3
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def load_policy(
     activation_checkpointing: CHECKPOINTING = "none",
     meta: bool = False,
     trust_remote_code: bool = False,
+    rope: RopeOverride = AS_IN_CHECKPOINT,
 ) -> Qwen3 | PackedCausalLM:
     """Load a folder or hub id behind the narrow forward.
 
@@ -63,6 +65,7 @@ def load_policy(
         dtype: ``float32`` or ``bfloat16``, of parameters and compute.
         activation_checkpointing: ``none``, ``selective`` or ``full``; see model/checkpointing.py.
         meta: parameters without storage, from the config alone: names and shapes.
+        rope: positions to use instead of the checkpoint's; exports carry them.
 
     Raises:
         UnsupportedModelError: packing would change the model's numbers.
@@ -74,7 +77,7 @@ def load_policy(
         raise ValueError(f"activation_checkpointing: expected one of {MODES}, got {activation_checkpointing!r}")
     values = read_config(path)
     if values.get("model_type") in (DENSE, MOE) and not (unsupported_reason(values) or "auto_map" in values):
-        return load_qwen3(path, dtype=dtype, activation_checkpointing=activation_checkpointing, meta=meta)
+        return load_qwen3(path, dtype=dtype, activation_checkpointing=activation_checkpointing, meta=meta, rope=rope)
     from model.transformers_lm import load_transformers
 
     return load_transformers(
@@ -83,14 +86,20 @@ def load_policy(
         activation_checkpointing=activation_checkpointing,
         meta=meta,
         trust_remote_code=trust_remote_code,
+        changes=rope.changes(values),
     )
 
 
 def load_qwen3(
-    path: str, *, dtype: str = "float32", activation_checkpointing: CHECKPOINTING = "none", meta: bool = False
+    path: str,
+    *,
+    dtype: str = "float32",
+    activation_checkpointing: CHECKPOINTING = "none",
+    meta: bool = False,
+    rope: RopeOverride = AS_IN_CHECKPOINT,
 ) -> Qwen3:
     """The native model of a folder or hub id; errors as in ``load_policy``."""
-    config = Qwen3Config.from_hf(read_config(path))
+    config = Qwen3Config.from_hf(rope.apply(read_config(path)))
     with torch.device("meta"):
         policy = Qwen3(config, source=str(path), activation_checkpointing=activation_checkpointing)
     policy = policy.to(DTYPES[dtype])

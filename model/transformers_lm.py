@@ -74,14 +74,22 @@ class PackedCausalLM(nn.Module):
 
 
 def load_transformers(
-    path: str, *, dtype: torch.dtype, activation_checkpointing: CHECKPOINTING, meta: bool, trust_remote_code: bool
+    path: str,
+    *,
+    dtype: torch.dtype,
+    activation_checkpointing: CHECKPOINTING,
+    meta: bool,
+    trust_remote_code: bool,
+    changes: Mapping[str, Any] | None = None,
 ) -> PackedCausalLM:
-    """Arguments as those of ``model.hf.load_policy``."""
+    """Arguments as those of ``model.hf.load_policy``; ``changes`` are keys of config.json (``RopeOverride``)."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     packing.register()
     arguments: dict[str, Any] = {"dtype": dtype, "attn_implementation": packing.NAME}
     config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    for key, value in (changes or {}).items():
+        setattr(config, key, value)
     check_config(config)
     if meta:
         with torch.device("meta"):

@@ -143,6 +143,7 @@ def sft_worker(settings: dict[str, Any]) -> dict[str, Any]:
         dtype=config.model.dtype,
         activation_checkpointing=config.learner.activation_checkpointing,
         trust_remote_code=config.model.trust_remote_code,
+        rope=config.model.rope,
     )
     engine = TrainEngine(
         TokenScorer(policy),

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from model.long_context import RopeOverride
 from rlplatform.reads import TrackedReads
 
 
@@ -33,6 +34,20 @@ class ModelConfig(TrackedReads):
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the learner's compute and of the engine
     max_model_len: int = 0  # tokens, prompt + completion; 0: prompt limit + max_new_tokens
     trust_remote_code: bool = False  # run code that comes with the model; off unless you know it
+    rope_theta: float = 0.0  # base of RoPE, e.g. 1000000 (ABF); 0 = as in the checkpoint
+    yarn_factor: float = 0.0  # YaRN stretches yarn_original_length by this, e.g. 4; 0 = as in the checkpoint
+    yarn_original_length: int = 0  # tokens the model was trained on before YaRN, e.g. 32768; with yarn_factor only
+
+    def __post_init__(self) -> None:
+        try:
+            _ = self.rope
+        except ValueError as error:
+            raise ConfigError(f"model.{error}") from error
+
+    @property
+    def rope(self) -> RopeOverride:
+        """What learner, reference model, SFT and engine change in the checkpoint's positions."""
+        return RopeOverride(self.rope_theta, self.yarn_factor, self.yarn_original_length)
 
 
 @dataclass(frozen=True)
@@ -380,6 +395,10 @@ class EvalConfig(TrackedReads):
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
+
+    @property
+    def max_model_len(self) -> int:
+        return self.model.max_model_len or self.data.max_prompt_tokens + self.sampling.max_new_tokens
 
 
 @dataclass(frozen=True)

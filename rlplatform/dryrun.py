@@ -10,13 +10,19 @@ from rich.table import Table
 
 from rlplatform.config import RecipeConfig, RunConfig
 from rlplatform.configfile import derived, difference_to_defaults, placement, stages, to_yaml
+from rlplatform.servable import check_now
 
 
 def show(config: RunConfig) -> None:
-    """Print the resolved config, the batch arithmetic and the placement, stage by stage for a recipe."""
+    """Print the resolved config, the batch arithmetic and the placement, stage by stage for a recipe.
+
+    Raises:
+        ConfigError: the engine cannot compute a model that is already there.
+    """
     console = Console()
     parts = stages(config) if isinstance(config, RecipeConfig) else {config.name: config}
     for name, part in parts.items():
+        check_now(part)
         console.rule(f"{name} ({part.kind})")
         console.print(Syntax(to_yaml(part), "yaml", background_color="default"))
         changed = difference_to_defaults(part)

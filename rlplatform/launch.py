@@ -24,6 +24,7 @@ from rlplatform.evaluation.runner import Evaluation, evaluate
 from rlplatform.rl_loop import train
 from rlplatform.roles import Scorer
 from rlplatform.runs import RunFolder, write_atomically
+from rlplatform.servable import check_servable
 from rlplatform.trackers import RunTracker, Writers
 from rlplatform.types import Metrics, Prompt, RolloutGroup, SamplingParams, ScoredGroup
 
@@ -221,6 +222,7 @@ def run_rl(config: RLConfig) -> Outcome:
     folder.begin(config)
     metric = accuracy_metric(config.reward, config.evaluation.metric)
     tokenizer = load_tokenizer(config.model.path, trust_remote_code=config.model.trust_remote_code)
+    check_servable(config.model.path, config.model, config.max_model_len)
     prompts = prompts_of(config.data, tokenizer, folder, "train")
     check_columns(config.reward, prompts.prompts[0])
     held_out = prompts_of(config.evaluation.data, tokenizer, folder, "eval") if config.evaluation.data.path else None
@@ -337,13 +339,15 @@ def run_eval(config: EvalConfig) -> Outcome:
     folder.begin(config)
     metric = accuracy_metric(config.reward, config.metric)
     tokenizer = load_tokenizer(config.model.path, trust_remote_code=config.model.trust_remote_code)
+    check_servable(config.model.path, config.model, config.max_model_len)
     prompts = prompts_of(config.data, tokenizer, folder, "eval")
     check_columns(config.reward, prompts.prompts[0])
     sampling = sampling_params(config.sampling)
-    length = config.model.max_model_len or config.data.max_prompt_tokens + config.sampling.max_new_tokens
     os.environ["RLPLATFORM_LOG_DIR"] = str(folder.logs.resolve())
     with ray_session(), ExitStack() as stack:
-        fleet = RolloutFleet(config.model.path, config.model, config.rollout, sampling, length, config.seed)
+        fleet = RolloutFleet(
+            config.model.path, config.model, config.rollout, sampling, config.max_model_len, config.seed
+        )
         stack.callback(fleet.close)
         service = RewardService(config.reward)
         stack.callback(service.close)
