@@ -1,24 +1,17 @@
-"""A fresh Qwen3-architecture model with random weights, as a Hugging Face folder."""
+"""A fresh Qwen3 with random weights, as a Hugging Face folder."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import fields
+import difflib
+from collections.abc import Mapping
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-# About one million parameters with a vocabulary of 512: trains and generates in seconds on one core.
-TINY = {
-    "hidden_size": 128,
-    "intermediate_size": 384,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 32,
-    "max_position_embeddings": 2048,
-    "tie_word_embeddings": True,
-}
+from model.config import PRESETS, DualChunkConfig, Qwen3Config, YarnConfig
+
+SECTIONS: dict[str, type] = {"yarn": YarnConfig, "dual_chunk": DualChunkConfig}
+NOT_HERE = ("vocab_size", "extra")  # said by an argument of its own; not about the architecture
 
 
 def init_model(
@@ -30,53 +23,72 @@ def init_model(
 ) -> int:
     """Write weights, config, generation_config and tokenizer to ``folder``; returns the number of parameters.
 
-    ``architecture`` holds fields of transformers' ``Qwen3Config``; what it leaves out comes from ``TINY``.
-    ``vocab_size`` is the number of embedding rows; 0 means as many as the tokenizer has ids. Equal arguments give equal
-    weights. Raises ``ValueError`` for a field that ``Qwen3Config`` does not have and for fewer rows than ids.
+    ``architecture`` holds fields of ``model.config.Qwen3Config`` and ``preset``, the name in ``PRESETS`` that says what
+    they leave out (default ``tiny``). ``vocab_size`` is the number of embedding rows; 0 means as many as the tokenizer
+    has ids. Equal arguments give equal weights, float32.
+
+    Raises:
+        ValueError: an unknown field or preset, a value that does not fit, or fewer rows than ids.
     """
     import torch
-    from transformers import AutoTokenizer, GenerationConfig, Qwen3Config, Qwen3ForCausalLM
+    from transformers import AutoTokenizer, GenerationConfig
+
+    from model.hf import allocate
+    from model.qwen3 import Qwen3
 
     tokenizer = AutoTokenizer.from_pretrained(str(tokenizer_folder))
     vocab_size = vocab_size or len(tokenizer)
     if vocab_size < len(tokenizer):
         raise ValueError(f"init_model: expected vocab_size >= {len(tokenizer)}, the tokenizer's ids, got {vocab_size}")
-    known = {field.name for field in fields(Qwen3Config)} - {"vocab_size"}
-    unknown = sorted(set(architecture or {}) - known)
-    if unknown:
-        raise ValueError(f"init_model: Qwen3Config has no field {', '.join(unknown)} to set; fields: {sorted(known)}")
-
     eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
-    config = Qwen3Config(
-        **{
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000.0},
-            **TINY,
-            **(architecture or {}),
-            "vocab_size": vocab_size,
-            "eos_token_id": eos,
-            "pad_token_id": pad,
-        }
+    config = replace(
+        build_config(architecture or {}),
+        vocab_size=vocab_size,
+        extra={"eos_token_id": eos, "pad_token_id": pad, "use_cache": True},
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = Qwen3ForCausalLM(config)
+    with torch.device("meta"):  # torch's own initial values would cost time and a draw of the global generator
+        policy = Qwen3(config)
+    allocate(policy).init_weights(seed)
+    policy.save_pretrained(folder, policy.to_checkpoint(policy.hf_named_parameters()))
     # Sampling defaults are neutral: what a run samples with is the run's own setting.
-    model.generation_config = GenerationConfig(eos_token_id=list(dict.fromkeys([eos, pad])), pad_token_id=pad)
-    with _no_progress_bar():
-        model.save_pretrained(str(folder))
+    ends = [token for token in dict.fromkeys([eos, pad]) if token is not None]
+    GenerationConfig(eos_token_id=ends, pad_token_id=pad).save_pretrained(str(folder))
     tokenizer.save_pretrained(str(folder))
-    return sum(parameter.numel() for parameter in model.parameters())
+    return config.num_parameters()
 
 
-@contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    """Saving one small file needs no bar on the screen."""
-    from transformers.utils import logging
+def build_config(architecture: Mapping[str, Any]) -> Qwen3Config:
+    """``PRESETS[preset]`` with the fields that ``architecture`` changes.
 
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    Raises:
+        ValueError: an unknown field or preset, with the nearest name; a value that does not fit.
+    """
+    changes = dict(architecture)
+    preset = changes.pop("preset", "tiny")
+    if preset not in PRESETS:
+        raise ValueError(f"architecture.preset: unknown name {preset!r}{_nearest(str(preset), PRESETS)}")
+    _check_names("architecture", changes, Qwen3Config, without=NOT_HERE)
+    for name, kind in SECTIONS.items():
+        if isinstance(changes.get(name), Mapping):
+            _check_names(f"architecture.{name}", changes[name], kind)
+            changes[name] = _made(f"architecture.{name}", kind, changes[name])
+    return _made("architecture", replace, changes, PRESETS[preset])
+
+
+def _check_names(where: str, values: Mapping[str, Any], kind: type, without: tuple[str, ...] = ()) -> None:
+    known = [field.name for field in fields(kind) if field.name not in without]  # type: ignore[arg-type]
+    for name in values:
+        if name not in known:
+            raise ValueError(f"{where}: no field {name!r} to set{_nearest(name, [*known, 'preset'])}")
+
+
+def _made(where: str, make: Any, values: Mapping[str, Any], *arguments: Any) -> Any:
     try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
+        return make(*arguments, **values)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _nearest(name: str, known: Any) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(sorted(known))}"
