@@ -1,4 +1,4 @@
-"""Mixture of experts: a float32 router, the top-k experts of each token, all experts' products in one grouped call.
+"""Mixture of experts: a float32 softmax router, the top-k experts of each token, all products in one grouped call.
 
 No shared expert; softmax over all experts first, then the top-k, renormalised to sum 1 (Qwen3 report, section 2).
 """
@@ -6,68 +6,107 @@ No shared expert; softmax over all experts first, then the top-k, renormalised t
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 from model.config import Qwen3Config
 
 
 @dataclass
 class RouterRecord:
-    """What the routers of one forward did, a row a layer; the raw material of the load-balancing loss.
+    """What the routers of one forward did, an entry a layer; the raw material of ``model.balance``.
 
     Give one to the policy's forward and it is filled; layers append in order.
     """
 
     probability_sums: list[torch.Tensor] = field(default_factory=list)  # each float32 [E], with gradient
     counts: list[torch.Tensor] = field(default_factory=list)  # each int64 [E]: how many tokens chose the expert
+    z_sums: list[torch.Tensor] = field(
+        default_factory=list
+    )  # each float32 []: sum of logsumexp(logits)^2, with gradient
+    entropy_sums: list[torch.Tensor] = field(default_factory=list)  # each float32 []: nats, without gradient
     num_tokens: int = 0
+
+    def append(
+        self, probability_sum: torch.Tensor, count: torch.Tensor, z: torch.Tensor, entropy: torch.Tensor
+    ) -> None:
+        self.probability_sums.append(probability_sum)
+        self.counts.append(count)
+        self.z_sums.append(z)
+        self.entropy_sums.append(entropy)
 
 
 class Router(nn.Module):
-    """``x [T, H] -> weights float32 [T, k], experts int64 [T, k], probabilities float32 [T, E], logits``."""
+    """``x [T, H] -> weights float32 [T, k], experts int64 [T, k], logits and probabilities float32 [T, E]``.
+
+    The product runs in the dtype of ``x``, everything after it in float32: docs/moe.md says why.
+    """
 
     def __init__(self, config: Qwen3Config) -> None:
         super().__init__()
         self.top_k, self.renormalise = config.num_experts_per_tok, config.norm_topk_prob
         self.weight = nn.Parameter(torch.empty(config.num_experts, config.hidden_size))
 
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        probabilities = F.linear(x.float(), self.weight.float()).softmax(dim=-1)
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        logits = F.linear(x, self.weight).float()
+        probabilities = logits.softmax(dim=-1)
         weights, experts = probabilities.topk(self.top_k, dim=-1)
         if self.renormalise:
             weights = weights / weights.sum(dim=-1, keepdim=True)
-        return weights, experts, probabilities
+        return weights, experts, logits, probabilities
+
+
+class Dispatch(NamedTuple):
+    """The T * k token-expert pairs sorted by expert, tokens of one expert in order. Integers only, no host sync."""
+
+    tokens: torch.Tensor  # int64 [T * k]: whose pair
+    back: torch.Tensor  # int64 [T, k]: where in that order a token's pairs stand
+    ends: torch.Tensor  # int32 [E]: where each expert's pairs end
+
+    @classmethod
+    def of(cls, experts: torch.Tensor, num_experts: int) -> Dispatch:
+        """``experts`` int64 [T, k]."""
+        chosen, order = experts.flatten().sort(stable=True)
+        every = torch.arange(num_experts, device=experts.device)
+        back = torch.empty_like(order)
+        back[order] = torch.arange(len(order), device=order.device)
+        ends = torch.searchsorted(chosen, every, right=True, out_int32=True)
+        return cls(order // experts.shape[1], back.view_as(experts), ends)
+
+    @property
+    def counts(self) -> torch.Tensor:
+        """int64 [E]: tokens that chose each expert."""
+        return self.ends.diff(prepend=self.ends.new_zeros(1)).long()
 
 
 class Experts(nn.Module):
-    """E SwiGLU networks; their weights lie in two tensors."""
+    """E SwiGLU networks; their weights lie in two tensors.
+
+    Raises:
+        ValueError: widths that the grouped product cannot take.
+    """
 
     def __init__(self, config: Qwen3Config) -> None:
         super().__init__()
         num, hidden, inner = config.num_experts, config.hidden_size, config.moe_intermediate_size
+        if hidden % 8 or inner % 8:
+            raise ValueError(
+                f"experts: expected hidden_size and moe_intermediate_size to be multiples of 8 (rows of 16 bytes in "
+                f"bfloat16, which grouped products need), got {hidden} and {inner}"
+            )
         self.gate_up_proj = nn.Parameter(torch.empty(num, 2 * inner, hidden))  # gate rows, then up rows
         self.down_proj = nn.Parameter(torch.empty(num, hidden, inner))
 
-    def forward(self, x: torch.Tensor, weights: torch.Tensor, experts: torch.Tensor) -> torch.Tensor:
-        """``x`` [T, H]; ``weights`` float32 [T, k] and ``experts`` int64 [T, k] of the router. Returns [T, H]."""
-        num_tokens, top_k = experts.shape
-        flat = experts.flatten()
-        order = flat.argsort(stable=True)  # token-expert pairs, expert by expert
-        ends = torch.bincount(flat, minlength=len(self.down_proj)).cumsum(0).to(torch.int32)
-        tokens = order // top_k
-        gate, up = F.grouped_mm(x[tokens], self.gate_up_proj.transpose(1, 2), offs=ends).chunk(2, dim=-1)
-        out = F.grouped_mm(F.silu(gate) * up, self.down_proj.transpose(1, 2), offs=ends)
-        out = out * weights.flatten()[order, None].to(out.dtype)
-        # Back to token order, then a sum over k: deterministic, unlike adding at indices.
-        back = torch.empty_like(order)
-        back[order] = torch.arange(len(order), device=order.device)
-        return out[back].view(num_tokens, top_k, -1).sum(dim=1)
+    def forward(self, x: torch.Tensor, weights: torch.Tensor, dispatch: Dispatch) -> torch.Tensor:
+        """``x`` [T, H]; ``weights`` float32 [T, k] of the router. Returns [T, H] in the dtype of ``x``."""
+        return _mix(x, weights, self.gate_up_proj, self.down_proj, dispatch)
 
     def loop(self, x: torch.Tensor, weights: torch.Tensor, experts: torch.Tensor) -> torch.Tensor:
-        """The same, expert by expert in plain Python: the reference that tests compare ``forward`` with."""
+        """The same from ``experts`` int64 [T, k], one by one in plain Python: what tests compare ``forward`` with."""
         out = torch.zeros_like(x)
         for expert in range(len(self.down_proj)):
             tokens, place = torch.where(experts == expert)
@@ -85,8 +124,87 @@ class MoE(nn.Module):
         self.gate = Router(config)
         self.experts = Experts(config)
 
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """``x`` [T, H] -> output [T, H], sum over tokens of the router's probabilities [E], tokens an expert [E]."""
-        weights, experts, probabilities = self.gate(x)
-        counts = torch.bincount(experts.flatten(), minlength=probabilities.shape[1])
-        return self.experts(x, weights, experts), probabilities.sum(dim=0), counts
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """``x`` [T, H] -> output [T, H] and the arguments of ``RouterRecord.append``."""
+        weights, experts, logits, probabilities = self.gate(x)
+        dispatch = Dispatch.of(experts, logits.shape[1])
+        out = self.experts(x, weights, dispatch)
+        normaliser = logits.logsumexp(dim=-1)
+        with torch.no_grad():
+            entropy = normaliser.sum() - torch.linalg.vecdot(probabilities.flatten(), logits.flatten())
+        return out, probabilities.sum(dim=0), dispatch.counts, normaliser.square().sum(), entropy
+
+
+@torch.compiler.disable  # inductor has no grouped product in float32
+def _mix(
+    x: torch.Tensor, weights: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor, dispatch: Dispatch
+) -> torch.Tensor:
+    return _Mix.apply(x, weights, gate_up, down, *dispatch)
+
+
+class _Mix(torch.autograd.Function):
+    """y_t = sum_j w_tj D_e (silu(G_e x_t) * U_e x_t), e = the j-th expert of t.
+
+    Autograd would keep six [T * k, .] tensors of a layer; this keeps one, the products ``h = [G x, U x]``. With
+    a = silu(G x) * U x, every other tensor follows by a gather or elementwise, and the gradient of a routing weight
+    needs no output of an expert: dw = <dy, D a> = <D^T dy, a>.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,  # [T, H]
+        weights: torch.Tensor,  # float32 [T, k]
+        gate_up: torch.Tensor,  # [E, 2I, H]
+        down: torch.Tensor,  # [E, H, I]
+        tokens: torch.Tensor,
+        back: torch.Tensor,
+        ends: torch.Tensor,
+    ) -> torch.Tensor:
+        h = F.grouped_mm(x.index_select(0, tokens), gate_up.transpose(1, 2), offs=ends)
+        out = F.grouped_mm(_gated(h), down.transpose(1, 2), offs=ends)
+        ctx.save_for_backward(x, weights, gate_up, down, tokens, back, ends, h)
+        return _gather_sum(out, back, weights.to(x.dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, weights, gate_up, down, tokens, back, ends, h = ctx.saved_tensors
+        need_x, _, need_gate_up, need_down = ctx.needs_input_grad[:4]
+        grad_x = grad_gate_up = grad_down = None
+        sorted_weights = torch.empty_like(weights.flatten()).index_copy_(0, back.flatten(), weights.flatten())
+        sorted_weights = sorted_weights.to(x.dtype)[:, None]
+        grad_sorted = grad.index_select(0, tokens)  # also makes an expanded gradient contiguous
+        a = _gated(h)
+        grad_a = F.grouped_mm(grad_sorted, down, offs=ends)  # before the routing weight
+        grad_weights = torch.linalg.vecdot(grad_a, a).to(weights.dtype)[back]
+        if need_down:
+            grad_down = F.grouped_mm(grad_sorted.T, a * sorted_weights, offs=ends)
+        del a, grad_sorted
+        grad_h = _gated_backward(grad_a.mul_(sorted_weights), h)
+        del grad_a
+        if need_gate_up:
+            grad_gate_up = F.grouped_mm(grad_h.T, x.index_select(0, tokens), offs=ends)
+        if need_x:
+            grad_x = _gather_sum(F.grouped_mm(grad_h, gate_up, offs=ends), back, None)
+        return grad_x, grad_weights, grad_gate_up, grad_down, None, None, None
+
+
+def _gated(h: torch.Tensor) -> torch.Tensor:
+    gate, up = h.chunk(2, dim=-1)
+    return F.silu(gate).mul_(up)
+
+
+def _gated_backward(grad: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+    """Gradient of ``h`` [.., 2I] from that of ``_gated(h)`` [.., I]."""
+    gate, up = h.chunk(2, dim=-1)
+    result = torch.empty_like(h)
+    grad_gate, grad_up = result.chunk(2, dim=-1)
+    torch.mul(grad, F.silu(gate), out=grad_up)
+    torch.ops.aten.silu_backward.grad_input(grad * up, gate, grad_input=grad_gate)
+    return result
+
+
+def _gather_sum(rows: torch.Tensor, back: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
+    """``sum_j weights[t, j] * rows[back[t, j]]``: gathered and summed in one pass, in a fixed order."""
+    return F.embedding_bag(back, rows, mode="sum", per_sample_weights=weights)

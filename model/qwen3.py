@@ -14,12 +14,12 @@ from collections.abc import Iterator
 from typing import Any, Literal, Self
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from model.attention import Attend, PackedAttend
 from model.checkpointing import CHECKPOINTING, run_layer
 from model.config import Qwen3Config
+from model.functional import gated_silu, rms_norm
 from model.moe import MoE, RouterRecord
 
 
@@ -32,8 +32,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        wide = x.float()
-        return self.weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype)
+        return rms_norm(x, self.weight, self.eps)
 
 
 class Attention(nn.Module):
@@ -66,7 +65,7 @@ class SwiGLU(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(gated_silu(self.gate_proj(x), self.up_proj(x)))
 
 
 class Layer(nn.Module):
@@ -103,8 +102,7 @@ class Backbone(nn.Module):
         for layer in self.layers:
             x, *routed = run_layer(layer, x, attend, checkpointing if torch.is_grad_enabled() else "none")
             if router is not None and routed:
-                router.probability_sums.append(routed[0])
-                router.counts.append(routed[1])
+                router.append(*routed)
         if router is not None:
             router.num_tokens += len(token_ids)
         return self.norm(x)
