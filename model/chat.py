@@ -1,9 +1,10 @@
 """The chat template of Qwen3 and the rendering of training examples with their loss masks.
 
-Prompts are rendered by the tokenizer's own template, through ``apply_chat_template``. A training example is rendered
-turn by turn instead, because Qwen3's template is made for inference: it drops the thinking of earlier turns, so that
-the rendering of a conversation is no prefix of the rendering of its continuation. Here every assistant turn stands as
-it stood when it was produced, and what the model is prompted with at inference is exactly what precedes it here.
+Prompts are rendered by the tokenizer's own template, through ``apply_chat_template`` (``render_chat``). A training
+example is rendered turn by turn instead, because Qwen3's template is made for inference: it drops the thinking of
+earlier turns, so that the rendering of a conversation is no prefix of the rendering of its continuation. Here every
+assistant turn stands as it stood when it was produced, and what the model is prompted with at inference is exactly what
+precedes it here. ``differences`` says where the two renderings part.
 """
 
 from __future__ import annotations
@@ -14,10 +15,25 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from model.messages import Message, RenderError, render_chat
+from model.turns import Conversation
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Message = Mapping[str, Any]
+__all__ = [
+    "CHAT_TEMPLATE",
+    "Difference",
+    "RenderError",
+    "Segment",
+    "differences",
+    "encode_segments",
+    "encode_whole",
+    "render_chat",
+    "render_example",
+    "render_segments",
+    "stock_segments",
+]
 
 CHAT_TEMPLATE = r"""
 {#- Head: the system message and the tools. There is no default system message. -#}
@@ -93,20 +109,22 @@ CHAT_TEMPLATE = r"""
 """.strip()
 
 
-class RenderError(ValueError):
-    """A conversation that the template cannot show as prompt and completion; the message says which turn and why."""
-
-
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of a training example, encoded on its own, so that no token spans prompt and completion."""
+    """A stretch of a rendered conversation."""
 
     text: str
     trained: bool  # True: assistant text and the token that ends its turn
 
 
-_USER = {"role": "user", "content": "x"}
-_SENTINEL = "\u2402assistant\u2402"  # stands where an assistant's text goes, to find what follows it
+@dataclass(frozen=True)
+class Difference:
+    """One place where the training rendering is not what the template writes for the whole conversation."""
+
+    message: int  # index of the assistant message; -1: the two cannot be laid side by side
+    reason: str
+    training: str  # the turn's text here, without the token that ends it
+    stock: str  # the same in the template's rendering
 
 
 def render_segments(
@@ -115,85 +133,91 @@ def render_segments(
     *,
     tools: Sequence[Mapping[str, Any]] | None = None,
     enable_thinking: bool = True,
+    add_generation_prompt: bool = False,
+    template_kwargs: Mapping[str, Any] | None = None,
 ) -> list[Segment]:
     """Prompt and completion of every assistant turn, in order; joined they are the training text.
 
-    The prompt of a turn is what the tokenizer's own template gives for inference, ``enable_thinking=False`` included
-    (its empty think block is then part of the prompt). Assistant text that holds a think block is taken word for word;
-    without one, or with ``reasoning_content`` or ``tool_calls``, it is what the template writes for a last turn.
-    Differences to the template's own rendering of the whole conversation: the thinking of earlier turns stays, and
-    earlier turns without any keep the empty block they were produced with. Messages after the last assistant turn
-    train nothing and are left out. Raises ``RenderError`` where there is no assistant turn.
+    The prompt of a turn is what the tokenizer's own template gives for inference. With ``enable_thinking=False`` its
+    empty think block is part of the prompt, unless the turn holds a thought of its own: then it was not prompted so.
+    Content that holds a think block is taken word for word. Without one, or with ``reasoning_content``, the turn is
+    what the template writes for a last turn, with the empty block that Qwen3 produces when it does not think. Tool
+    calls are the template's. Messages after the last assistant turn, and the next generation prompt if that is asked
+    for, stand at the end untrained. Raises ``RenderError``, also where there is nothing to train on and no generation
+    prompt is asked for.
     """
-
-    options: dict[str, Any] = {} if enable_thinking else {"enable_thinking": False}
-
-    def render(turns: Sequence[Message], *, prompt: bool) -> str:
-        text = tokenizer.apply_chat_template(
-            [dict(turn) for turn in turns],
-            tools=list(tools) if tools else None,
-            tokenize=False,
-            add_generation_prompt=prompt,
-            **options,
-        )
-        return str(text)
-
-    turns = [index for index, message in enumerate(messages) if message.get("role") == "assistant"]
-    if not turns:
-        roles = [message.get("role") for message in messages]
-        raise RenderError(f"expected at least one assistant message to train on, got roles {roles}")
-    end = _end_of_turn(tokenizer)
-    segments: list[Segment] = []
-    closing = ""  # what the template puts after the end of a turn, e.g. a newline: part of the next prompt
-    previous = -1
-    for index in turns:
-        between = messages[previous + 1 : index]
-        if previous < 0:
-            prompt = render(between, prompt=True)
-        else:
-            shown = render([_USER, {"role": "assistant", "content": _SENTINEL}, *between], prompt=True)
-            prompt = _after(shown, _SENTINEL + end, index)
-        completion = _assistant_text(messages[index], index, end, render)
-        segments += [Segment(prompt, trained=False), Segment(completion + end, trained=True)]
-        previous = index
-    closing = _after(
-        render([_USER, {"role": "assistant", "content": _SENTINEL}], prompt=False), _SENTINEL + end, previous
+    conversation = Conversation(
+        tokenizer,
+        messages,
+        tools=tools,
+        enable_thinking=enable_thinking,
+        add_generation_prompt=add_generation_prompt,
+        template_kwargs=template_kwargs,
     )
-    return [*segments, Segment(closing, trained=False)] if closing else segments
+    if not conversation.turns and not add_generation_prompt:
+        roles = [message["role"] for message in messages]
+        raise RenderError(f"expected at least one assistant message to train on, got roles {roles}")
+    return training_segments(conversation)
 
 
-def _assistant_text(message: Message, index: int, end: str, render: Any) -> str:
-    content = message.get("content")
-    if (
-        isinstance(content, str)
-        and not message.get("tool_calls")
-        and not isinstance(message.get("reasoning_content"), str)
-        and "</think>" in content
-    ):
-        return content
-    prompt = render([_USER], prompt=True)
-    shown = render([_USER, message], prompt=False)
-    if not shown.startswith(prompt):
+def training_segments(conversation: Conversation) -> list[Segment]:
+    """The training rendering; a conversation without assistant is one untrained segment."""
+    segments: list[Segment] = []
+    block, end = conversation.closed_block, conversation.end
+    for turn in conversation.turns:
+        prompted = block if turn.text.startswith(block) else ""
+        segments.append(Segment(turn.before + prompted, trained=False))
+        segments.append(Segment(turn.text.removeprefix(prompted) + end, trained=True))
+    return [*segments, Segment(conversation.tail, trained=False)] if conversation.tail else segments
+
+
+def stock_segments(conversation: Conversation) -> list[Segment]:
+    """The template's own rendering of the whole conversation, cut at the assistant's text.
+
+    Trained is what stands there of the assistant's turns, with the tokens that end them. Raises ``RenderError`` where
+    the turns cannot be found in it.
+    """
+    text, spans = conversation.stock, conversation.stock_spans
+    if spans is None:
         raise RenderError(
-            f"message {index}: the template's rendering of the assistant turn does not start with its own generation "
-            f"prompt {prompt!r}; got {shown!r}"
+            "the assistant's text cannot be found in the template's rendering of the whole conversation; the training "
+            "rendering goes turn by turn and can show it"
         )
-    return shown[len(prompt) :].rpartition(end)[0]
+    segments: list[Segment] = []
+    block, position = conversation.closed_block, 0
+    for start, stop in spans:
+        start += len(block) if text.startswith(block, start, stop) else 0
+        stop += len(conversation.end)
+        segments += [Segment(text[position:start], trained=False), Segment(text[start:stop], trained=True)]
+        position = stop
+    return [*segments, Segment(text[position:], trained=False)] if text[position:] else segments
 
 
-def _after(text: str, marker: str, index: int) -> str:
-    _, found, tail = text.rpartition(marker)
-    if not found:
-        raise RenderError(
-            f"message {index}: the template does not write {marker!r} after an assistant turn; got {text!r}"
-        )
-    return tail
+def differences(conversation: Conversation) -> list[Difference]:
+    """Where the training rendering and the template's own differ, turn by turn; empty where they are equal."""
+    ours = "".join(segment.text for segment in training_segments(conversation))
+    stock, spans = conversation.stock, conversation.stock_spans
+    if spans is None:
+        return [
+            Difference(-1, "the template writes other text between the turns of the whole conversation", ours, stock)
+        ]
+    found = []
+    for turn, (start, stop) in zip(conversation.turns, spans, strict=True):
+        if turn.text != stock[start:stop]:
+            found.append(Difference(turn.message, _reason(turn.text, stock[start:stop]), turn.text, stock[start:stop]))
+    return found
 
 
-def _end_of_turn(tokenizer: PreTrainedTokenizerBase) -> str:
-    if not isinstance(tokenizer.eos_token, str):
-        raise RenderError("expected a tokenizer whose eos_token ends a turn, got none")
-    return tokenizer.eos_token
+def _reason(ours: str, stock: str) -> str:
+    kept = ours.removesuffix(stock) if stock else ours
+    if ours.endswith(stock) and kept.strip().startswith("<think>") and kept.strip().endswith("</think>"):
+        thought = kept.strip().removeprefix("<think>").removesuffix("</think>").strip()
+        if thought:
+            return f"the thinking ({len(thought)} characters) is kept; the template drops it"
+        return "the empty think block is kept; the template writes none here"
+    if stock.endswith(ours):
+        return f"taken word for word; the template puts {stock.removesuffix(ours)!r} before it"
+    return "taken word for word; the template rewrites it"
 
 
 def render_example(
@@ -215,8 +239,24 @@ def render_example(
 
 
 def encode_segments(tokenizer: PreTrainedTokenizerBase, segments: Sequence[Segment]) -> tuple[np.ndarray, np.ndarray]:
-    """Each segment encoded on its own, joined; the mask is the segments' ``trained``."""
+    """Each segment encoded on its own, joined: no token spans prompt and completion. The mask is ``trained``.
+
+    Returns int32 [T] and bool [T].
+    """
     ids = tokenizer([segment.text for segment in segments], add_special_tokens=False)["input_ids"]
     token_ids = np.array([token for part in ids for token in part], dtype=np.int32)
     mask = np.repeat([segment.trained for segment in segments], [len(part) for part in ids])
     return token_ids, mask.astype(np.bool_)
+
+
+def encode_whole(tokenizer: PreTrainedTokenizerBase, segments: Sequence[Segment]) -> tuple[np.ndarray, np.ndarray]:
+    """The segments' text encoded in one go, as an engine encodes a prompt; int32 [T] and bool [T].
+
+    The mask is True on tokens that lie wholly inside trained segments. A token that spans a boundary, e.g. a prompt's
+    newline and the text's, is not trained: that is what ``encode_segments`` avoids.
+    """
+    text = "".join(segment.text for segment in segments)
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    trained = np.repeat([segment.trained for segment in segments], [len(segment.text) for segment in segments])
+    mask = [stop > start and bool(trained[start:stop].all()) for start, stop in encoded["offset_mapping"]]
+    return np.array(encoded["input_ids"], dtype=np.int32), np.array(mask, dtype=np.bool_)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
-import unicodedata
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from model.chat import RenderError, Segment, encode_segments, render_example, render_segments
+from model.chat import (
+    CHAT_TEMPLATE,
+    RenderError,
+    Segment,
+    encode_segments,
+    render_chat,
+    render_example,
+    render_segments,
+)
 from model.tokenizer import train_bpe
 from rlplatform.tasks.arithmetic import make_row
 
@@ -57,8 +65,18 @@ def golden_cases() -> list:
     return [pytest.param(case, id=case["name"]) for case in map(json.loads, GOLDEN.read_text().splitlines())]
 
 
+@pytest.fixture(scope="module")
+def published_template() -> str:
+    """Qwen3's template as TRL ships it: not our text."""
+    found = importlib.util.find_spec("trl")
+    path = Path(str(found.origin)).parent / "chat_templates" / "qwen3.jinja" if found else Path("trl")
+    if not path.exists():
+        pytest.skip(f"{path} is absent: TRL's copy of Qwen3's template is needed for this comparison")
+    return path.read_text()
+
+
 @pytest.mark.parametrize("case", golden_cases())
-def test_golden_conversations_render_byte_for_byte(tokenizer, case: dict) -> None:
+def test_golden_conversations_render_byte_for_byte(tokenizer, published_template: str, case: dict) -> None:
     shown = tokenizer.apply_chat_template(
         case["messages"],
         tools=case["tools"],
@@ -67,6 +85,56 @@ def test_golden_conversations_render_byte_for_byte(tokenizer, case: dict) -> Non
         **case["kwargs"],
     )
     assert shown == case["expected"]
+    options = {"tools": case["tools"], "add_generation_prompt": case["add_generation_prompt"]}
+    assert render_chat(tokenizer, case["messages"], template_kwargs=case["kwargs"], **options) == case["expected"]
+    tokenizer.chat_template = published_template  # the checkpoint's own
+    try:
+        assert render_chat(tokenizer, case["messages"], template_kwargs=case["kwargs"], **options) == case["expected"]
+    finally:
+        tokenizer.chat_template = CHAT_TEMPLATE
+
+
+PIECE = st.sampled_from(
+    ["", "\n", "\n\n", " ", "a", "/no_think", "<think>", "</think>", "<tool_response>", "</tool_response>", "é", '"<&']
+)
+ANY_TEXT = st.lists(PIECE, max_size=6).map("".join)
+CALL = st.builds(
+    lambda name, arguments, wrapped: (
+        {"function": {"name": name, "arguments": arguments}} if wrapped else {"name": name, "arguments": arguments}
+    ),
+    st.sampled_from(["f", "g"]),
+    st.one_of(ANY_TEXT, st.dictionaries(st.sampled_from(["x", "ü"]), st.one_of(ANY_TEXT, st.integers()), max_size=2)),
+    st.booleans(),
+)
+ANY_MESSAGE = st.one_of(
+    st.builds(lambda role, content: {"role": role, "content": content}, st.sampled_from(["system", "user"]), ANY_TEXT),
+    st.builds(lambda content: {"role": "tool", "content": content}, ANY_TEXT),
+    st.builds(
+        lambda content, extra: {"role": "assistant", "content": content, **extra},
+        st.one_of(st.none(), ANY_TEXT),
+        st.fixed_dictionaries(
+            {},
+            optional={
+                "reasoning_content": st.one_of(st.none(), ANY_TEXT),
+                "tool_calls": st.one_of(st.none(), st.lists(CALL, max_size=3)),
+            },
+        ),
+    ),
+)
+TOOL = {"type": "function", "function": {"name": "f", "description": "wärmer & <b>", "parameters": {"x": [1, None]}}}
+
+
+@settings(deadline=None, max_examples=400)
+@given(
+    st.lists(ANY_MESSAGE, min_size=1, max_size=7),
+    st.sampled_from([None, [], [TOOL], [TOOL, TOOL]]),
+    st.booleans(),
+    st.sampled_from([{}, {"enable_thinking": True}, *({"enable_thinking": v} for v in (False, None, 0, "false"))]),
+)
+def test_template_equals_the_published_one(tokenizer, published_template, messages, tools, prompt, kwargs) -> None:
+    options = {"tools": tools, "add_generation_prompt": prompt, "tokenize": False, **kwargs}
+    ours = tokenizer.apply_chat_template(messages, chat_template=CHAT_TEMPLATE, **options)
+    assert ours == tokenizer.apply_chat_template(messages, chat_template=published_template, **options)
 
 
 def test_template_by_hand(tokenizer) -> None:
@@ -137,38 +205,6 @@ def test_reasoning_content_and_tool_calls(tokenizer) -> None:
     assert "".join(segment.text for segment in segments) == stock  # within one tool chain Qwen3 keeps the thinking
 
 
-TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="<|>␂"), max_size=20)
-
-
-@st.composite
-def conversations(draw: st.DrawFn) -> list[dict]:
-    messages = [{"role": "system", "content": draw(TEXT)}] if draw(st.booleans()) else []
-    for _ in range(draw(st.integers(1, 8))):
-        messages.append({"role": "user", "content": draw(TEXT)})
-        thought = f"<think>\n{draw(TEXT)}\n</think>\n\n" if draw(st.booleans()) else ""
-        messages.append({"role": "assistant", "content": thought + draw(TEXT)})
-    return messages
-
-
-@settings(deadline=None, max_examples=60)
-@given(conversations(), st.booleans())
-def test_mask_is_exactly_the_assistant_text_and_every_prefix_is_a_prefix(tokenizer, messages, thinking) -> None:
-    token_ids, mask = render_example(tokenizer, messages, enable_thinking=thinking)
-    empty = "<think>\n\n</think>\n\n" if thinking else ""
-    expected = ""
-    for message in messages:
-        if message["role"] == "assistant":
-            content = message["content"]
-            # a turn without a think block is written as the template writes it: empty block, leading newlines stripped
-            expected += (content if "</think>" in content else empty + content.lstrip("\n")) + "<|im_end|>"
-    assert tokenizer.decode(token_ids[mask]) == unicodedata.normalize("NFC", expected)
-    turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
-    for index in turns:
-        shorter, shorter_mask = render_example(tokenizer, messages[: index + 1], enable_thinking=thinking)
-        assert token_ids[: len(shorter) - 1].tolist() == shorter[:-1].tolist()
-        assert mask[: len(shorter) - 1].tolist() == shorter_mask[:-1].tolist()
-
-
 def test_prompt_tokens_do_not_merge_with_the_completion(tokenizer) -> None:
     """Joined, the prompt's newline and the text's would be one token; the model never sees that at inference."""
     newlines = [Segment("a\n", trained=False), Segment("\n\nb", trained=True)]
@@ -190,15 +226,77 @@ def test_another_familys_template(foreign_tokenizer) -> None:
     assert "".join(segment.text for segment in render_segments(foreign_tokenizer, messages)) == stock
 
 
-def test_eos_is_trained_where_pad_is_the_same_token(tokenizer) -> None:
-    pad, tokenizer.pad_token = tokenizer.pad_token, tokenizer.eos_token
-    try:
-        token_ids, mask = render_example(tokenizer, [USER, THOUGHT])
-        assert token_ids[mask][-1] == tokenizer.eos_token_id
-    finally:
-        tokenizer.pad_token = pad
-
-
 def test_a_conversation_without_assistant_is_refused(tokenizer) -> None:
     with pytest.raises(RenderError, match=r"at least one assistant message .* \['user'\]"):
         render_example(tokenizer, [USER])
+
+
+# --- what a template would drop without a word ------------------------------------------------------------------------
+
+ASKED = {"name": "f", "arguments": {}}
+REFUSED = {
+    "no list": ("hello", r"messages: expected a list of at least one message, got 'hello' \(str\)"),
+    "no message": ([], "messages: expected a list of at least one message"),
+    "no object": ([USER, "yes"], "message 1: expected an object with a role"),
+    "no role": ([{"content": "x"}], "message 0: expected an object with a role"),
+    "unknown role": ([{"role": "developer", "content": "x"}], "got 'developer': the template would leave it out"),
+    "content parts": (
+        [{"role": "user", "content": [{"type": "text", "text": "x"}]}],
+        r"message 0: user: expected content to be a string, got .* \(list\); join the text of its parts",
+    ),
+    "content of an assistant": ([USER, {"role": "assistant", "content": {"a": 1}}], "message 1: assistant: .*dict"),
+    "number": ([{"role": "tool", "content": 42}], r"message 0: tool: .* got 42 \(int\)"),
+    "user without content": ([{"role": "user", "content": None}], "message 0: user: .* got None"),
+    "system without content": ([{"role": "system"}, USER], "message 0: system: .* got None"),
+    "reasoning": (
+        [USER, {"role": "assistant", "content": "", "reasoning_content": ["a"]}],
+        "reasoning_content to be a",
+    ),
+    "reasoning of a user": ([{**USER, "reasoning_content": "a"}], "user: only an assistant's message has reasoning"),
+    "calls of a user": ([{**USER, "tool_calls": [ASKED]}], "user: only an assistant's message has tool_calls"),
+    "calls as an object": ([USER, {"role": "assistant", "tool_calls": ASKED}], "tool_calls to be a list"),
+    "call without a name": (
+        [USER, {"role": "assistant", "tool_calls": [{"arguments": {}}]}],
+        "tool call 0: expected a name",
+    ),
+    "call without arguments": ([USER, {"role": "assistant", "tool_calls": [ASKED, {"name": "f"}]}], "tool call 1"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_the_template_would_leave_out_is_refused(tokenizer, name: str) -> None:
+    messages, reason = REFUSED[name]
+    with pytest.raises(RenderError, match=reason):
+        render_chat(tokenizer, messages)
+    with pytest.raises(RenderError, match=reason):
+        render_segments(tokenizer, messages)
+
+
+def test_tools_and_variables_are_checked(tokenizer, foreign_tokenizer) -> None:
+    with pytest.raises(RenderError, match=r"tools: expected a list of JSON schemas \(objects\), got .*str"):
+        render_chat(tokenizer, [USER], tools='[{"name": "f"}]')
+    with pytest.raises(
+        RenderError, match="expected variables of the chat template, got continue_final_message, tokenize"
+    ):
+        render_chat(tokenizer, [USER], template_kwargs={"tokenize": True, "continue_final_message": True, "x": 1})
+    with pytest.raises(RenderError, match="enable_thinking: expected true or false, got 'false'"):
+        render_segments(tokenizer, [USER, THOUGHT], enable_thinking="false")
+    template, foreign_tokenizer.chat_template = foreign_tokenizer.chat_template, "{{ raise_exception('no tools') }}"
+    try:
+        with pytest.raises(RenderError, match="the chat template refuses the conversation: no tools"):
+            render_chat(foreign_tokenizer, [USER])
+        foreign_tokenizer.chat_template = None
+        with pytest.raises(RenderError, match="has no chat template"):
+            render_chat(foreign_tokenizer, [USER])
+    finally:
+        foreign_tokenizer.chat_template = template
+
+
+def test_a_role_that_the_template_names_is_accepted(foreign_tokenizer) -> None:
+    template = foreign_tokenizer.chat_template
+    foreign_tokenizer.chat_template = template + "{% if messages[0].role == 'developer' %}!{% endif %}"
+    try:
+        shown = render_chat(foreign_tokenizer, [{"role": "developer", "content": "x"}])
+        assert shown == "[SYS]Be kind.[developer]x!"
+    finally:
+        foreign_tokenizer.chat_template = template
