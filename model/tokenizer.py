@@ -2,11 +2,13 @@
 
 Ids: the BPE vocabulary first (256 bytes, then one id a merge), the added tokens after it, in Qwen3's order. Digits are
 split one by one by the pre-tokeniser. Text is NFC-normalised: text in another form does not come back unchanged.
-A trained folder is an ordinary Hugging Face tokenizer folder; AutoTokenizer and vLLM load it.
+A trained folder is an ordinary Hugging Face tokenizer folder; AutoTokenizer and vLLM load it. ``load_tokenizer`` loads
+it too, and Qwen3's own, and any other model's.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -137,3 +139,112 @@ def _between_added_tokens(texts: Iterable[str]) -> Iterator[str]:
     boundary = re.compile("|".join(re.escape(token) for token in ADDED_TOKENS))
     for text in texts:
         yield from (piece for piece in boundary.split(text) if piece)
+
+
+# --- loading --------------------------------------------------------------------------------------------------------
+
+
+class TokenizerError(ValueError):
+    """A tokenizer that cannot be loaded or is not what it looks like; the message says what was expected and found."""
+
+
+def load_tokenizer(path_or_id: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or of a hub id, checked.
+
+    A folder may be a model's, one that ``train_bpe`` wrote, or hold ``tokenizer.json`` alone. A tokenizer that looks
+    like Qwen3's (``looks_like_qwen3``) must have its 26 added tokens, with their order, flags and ids right behind the
+    vocabulary; where its files name no eos, pad or chat template it gets Qwen3's. Every other tokenizer is returned as
+    it is.
+
+    Raises:
+        TokenizerError: no such folder, no tokenizer in it, files that do not load, or added tokens that are not
+            Qwen3's where the rest is.
+    """
+    from transformers import AutoTokenizer
+
+    folder = Path(path_or_id)
+    name = str(path_or_id)
+    if folder.is_dir():
+        _check_folder(folder)
+    elif folder.exists():
+        raise TokenizerError(f"tokenizer {name!r}: expected a folder with tokenizer.json or a hub id, got a file")
+    elif folder.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
+        raise TokenizerError(f"tokenizer {name!r}: no such folder, and not a hub id (owner/name)")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except Exception as error:
+        what = "its files do not load" if folder.is_dir() else "no such folder here, and from the hub it did not load"
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise TokenizerError(f"tokenizer {name!r}: {what}: {reason}") from error
+    if looks_like_qwen3(tokenizer):
+        wrong = added_token_differences(tokenizer)
+        if wrong:
+            shown = "; ".join(wrong[:5]) + (f"; and {len(wrong) - 5} more" if len(wrong) > 5 else "")
+            raise TokenizerError(
+                f"tokenizer {name!r}: it has Qwen3's pre-tokeniser and thinking or tool tokens, but not Qwen3's "
+                f"{len(ADDED_TOKENS)} added tokens: {shown}"
+            )
+        if tokenizer.eos_token is None:
+            tokenizer.eos_token = IM_END
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = END_OF_TEXT
+        if not tokenizer.chat_template:
+            tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def looks_like_qwen3(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Qwen's pre-tokeniser and chat tokens, and any of the tokens that came with Qwen3's thinking and tools.
+
+    Qwen2.5's tokenizer has the same vocabulary and none of the latter; other families have another pre-tokeniser.
+    """
+    added = set(tokenizer.get_added_vocab())
+    new = {THINK, END_THINK, "<tool_response>", "</tool_response>"}
+    if IM_START not in added or not new & added or not tokenizer.is_fast:
+        return False
+    pre_tokenizer = tokenizer.backend_tokenizer.pre_tokenizer
+    return pre_tokenizer is not None and PRETOKENIZER_PATTERN in _patterns(json.loads(pre_tokenizer.__getstate__()))
+
+
+def _patterns(node: Any) -> set[str]:
+    """Every regular expression in a pre-tokeniser's JSON."""
+    if isinstance(node, Mapping):
+        own = {str(node["Regex"])} if "Regex" in node else set()
+        return own.union(*(_patterns(value) for value in node.values()))
+    if isinstance(node, list):
+        return set().union(*(_patterns(value) for value in node))
+    return set()
+
+
+def added_token_differences(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """How a tokenizer's added tokens differ from Qwen3's: one sentence each, empty where they are the same.
+
+    Compared are the ids, counted from the end of the BPE vocabulary, and the flags: ``special`` decides what
+    ``decode(skip_special_tokens=True)`` drops, the others how a token is found in a text. Further tokens may follow.
+    """
+    first = int(tokenizer.backend_tokenizer.get_vocab_size(with_added_tokens=False))
+    ids = tokenizer.get_added_vocab()
+    flags = tokenizer.added_tokens_decoder
+    wrong = []
+    for expected_id, token in enumerate(ADDED_TOKENS, first):
+        if token not in ids:
+            wrong.append(f"{token} is missing")
+            continue
+        if ids[token] != expected_id:
+            wrong.append(f"{token}: expected id {expected_id}, got {ids[token]}")
+        expected = {"special": token in CONTROL_TOKENS, "normalized": False, "lstrip": False, "rstrip": False}
+        for flag, value in (expected | {"single_word": False}).items():
+            if getattr(flags[ids[token]], flag) != value:
+                wrong.append(f"{token}: expected {flag}={value}, got {not value}")
+    return wrong
+
+
+def _check_folder(folder: Path) -> None:
+    names = {path.name for path in folder.iterdir()}
+    known = {"tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt"}
+    if names & known:
+        return
+    packed = "; tokenizer.json.gz is packed: gunzip it" if "tokenizer.json.gz" in names else ""
+    raise TokenizerError(
+        f"tokenizer {str(folder)!r}: expected tokenizer.json in the folder; files there: {sorted(names)[:10]}{packed}"
+    )
