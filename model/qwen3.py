@@ -16,9 +16,10 @@ from typing import Any, Literal, Self
 import torch
 from torch import nn
 
-from model.attention import Attend, PackedAttend
+from model.attention import Attend
 from model.checkpointing import CHECKPOINTING, run_layer
 from model.config import Qwen3Config
+from model.dual_chunk import rows_attend
 from model.functional import gated_silu, rms_norm
 from model.moe import MoE, RouterRecord
 
@@ -145,7 +146,7 @@ class Qwen3(nn.Module):
         ``token_ids`` int64 [T], ``positions`` int64 [T] (0, 1, ... within each row), ``cu_seqlens`` int32 [B + 1].
         ``router`` is filled with what the routers of a mixture of experts did.
         """
-        attend = PackedAttend(self.config, positions, cu_seqlens, self.model.norm.weight.dtype)
+        attend = rows_attend(self.config, positions, cu_seqlens, self.model.norm.weight.dtype)
         return self.model(token_ids, attend, router, self.activation_checkpointing)
 
     @torch.no_grad()
