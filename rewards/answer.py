@@ -6,16 +6,16 @@ import re
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Context, Decimal
 
-_OPEN, _CLOSE = "<think>", "</think>"
+from rewards.response import OPEN, parse
+
 _BRACES = re.compile(r"(?P<box>\\+(?:boxed|fbox)\s*\{)|\\.|[{}]", re.DOTALL)
 
 
 def after_thoughts(text: str, *, opened: bool = False) -> str | None:
     """The text after the last ``</think>``; None while a think block is open (``opened``: the prompt opened one)."""
-    _, close, answer = text.rpartition(_CLOSE)
-    if _OPEN in answer or (opened and not close):
-        return None
-    return answer
+    response = parse(text, opened=opened)
+    # A tag in the middle of the answer may open a block too: what follows it is no final answer.
+    return response.answer if response.finished and OPEN not in response.answer else None
 
 
 def last_box(text: str) -> str | None:

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
 from rewards.base import rowwise
-
-_OPEN, _CLOSE = "<think>", "</think>"
-# Anything that reads as a think tag: a tag with spaces, capitals or attributes is a malformed one, not prose.
-_TAG = re.compile(r"<\s*(?:/\s*)?think\b[^<>]*>?", re.IGNORECASE)
-_SPECIAL_TOKEN = re.compile(r"<\|[^<>|]*\|>")  # e.g. a pad or end token kept in the text: no content
+from rewards.response import OPEN, parse
 
 
 @rowwise
@@ -44,20 +39,14 @@ def format_reward(
 
 def is_well_formed(text: str, *, thinking: bool, opened: bool) -> bool:
     """The rule of ``format_reward`` for one completion; ``opened``: the prompt ends inside a think block."""
-    tags = _TAG.findall(text)
-    if not tags and not opened:
-        return not thinking and _has_content(text)
-    if tags != ([_CLOSE] if opened else [_OPEN, _CLOSE]):
-        return False
-    before, _, rest = ("", "", text) if opened else text.partition(_OPEN)
-    thought, _, answer = rest.partition(_CLOSE)
-    return not before.strip() and _has_content(answer) and _has_content(thought) == thinking
+    response = parse(text, opened=opened)
+    return response.well_formed and response.has_thought == thinking
 
 
 def prompt_opens_block(prompt: Any, prompt_text: str | None = None) -> bool:
     """Does the prompt end inside a think block that it opened? ``prompt_text``: as rendered, where that is known."""
     rendered = prompt if prompt_text is None else prompt_text
-    return isinstance(rendered, str) and rendered.rstrip().endswith(_OPEN)
+    return isinstance(rendered, str) and rendered.rstrip().endswith(OPEN)
 
 
 def text_of(completion: Any) -> str:
@@ -65,7 +54,3 @@ def text_of(completion: Any) -> str:
     if isinstance(completion, str):
         return completion
     return str(completion[-1]["content"]) if completion else ""
-
-
-def _has_content(text: str) -> bool:
-    return bool(_SPECIAL_TOKEN.sub("", text).strip())
