@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from model.moe import RouterRecord
+
 
 def token_logprobs_and_entropy(
     hidden: torch.Tensor,
@@ -140,7 +142,8 @@ class LogprobHead(nn.Module):
 class TokenScorer(nn.Module):
     """Policy and head as one module: packed tokens and chosen positions in, logprobs and entropies out.
 
-    ``policy`` is any module with ``forward(token_ids, positions, cu_seqlens) -> [T, H]`` and ``lm_head_weight``.
+    ``policy`` is any module with ``forward(token_ids, positions, cu_seqlens) -> [T, H]`` and ``lm_head_weight``; one
+    with routers also takes ``router``.
     """
 
     def __init__(self, policy: nn.Module) -> None:
@@ -158,12 +161,15 @@ class TokenScorer(nn.Module):
         chunk_tokens: int = 1024,
         temperature: float = 1.0,
         with_entropy: bool = False,
+        router: RouterRecord | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Log-probability of ``token_ids[scored]`` given the earlier tokens of each one's row.
 
         ``scored`` is int64 [N] and never names a row's first token. Returns float32 [N] and float32 [N] or ``None``.
+        ``router`` is filled with what the routers did with all T tokens.
         """
-        hidden = self.policy(token_ids, positions, cu_seqlens)
+        routing = {} if router is None else {"router": router}
+        hidden = self.policy(token_ids, positions, cu_seqlens, **routing)
         return self.head(
             hidden,
             token_ids[scored],

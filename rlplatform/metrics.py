@@ -28,6 +28,7 @@ class Metric:
 
 
 ALL, USED, TOKENS = "all rollouts of the step", "rows trained on", "tokens with loss_mask 1"
+ROUTED = "tokens of rows trained on, prompts included; mean over optimiser steps"
 
 REGISTRY: tuple[Metric, ...] = (
     Metric("reward/mean", "reward", "mean", "rollouts with an ok verdict", "what the policy earns; watch this first"),
@@ -135,6 +136,29 @@ REGISTRY: tuple[Metric, ...] = (
         "mismatch/effective_sample_size", "share", "(sum w)^2 / (n sum w^2)", TOKENS, "1 when sampler and learner agree"
     ),
     Metric("mismatch/truncated_share", "share", "mean", TOKENS, "importance weights cut at algorithm.importance_cap"),
+    Metric(
+        "router/balance_loss",
+        "1",
+        "mean over layers",
+        ROUTED,
+        "experts only: E sum f p over the whole optimiser step; 1 when even, E / k when k experts take all",
+    ),
+    Metric(
+        "router/balance_loss_micro",
+        "1",
+        "mean over tokens and layers",
+        ROUTED,
+        "experts only: the same within each micro-batch; its distance from the above is specialisation",
+    ),
+    Metric("router/z_loss", "nats^2", "mean over tokens and layers", ROUTED, "experts only: logsumexp(logits)^2"),
+    Metric("router/entropy", "nats", "mean over tokens and layers", ROUTED, "experts only: of the router's softmax"),
+    Metric(
+        "router/load_max", "ratio", "mean over layers", ROUTED, "experts only: tokens of the busiest expert / the mean"
+    ),
+    Metric(
+        "router/load_min", "ratio", "mean over layers", ROUTED, "experts only: tokens of the idlest expert / the mean"
+    ),
+    Metric("router/unused_share", "share", "mean over layers", ROUTED, "experts only: experts that no token chose"),
     Metric("optimizer/lr", "1", "last", "the step", "learning rate of the last optimiser step"),
     Metric("optimizer/grad_norm", "1", "last", "the step", "before clipping"),
     Metric(
