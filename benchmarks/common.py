@@ -36,6 +36,14 @@ def machine() -> str:
     return f"{os.cpu_count()} cores ({model})"
 
 
+def peak_resident_mib(*, reset: bool = False) -> float:
+    """The most memory this process has held, in MiB; ``reset`` begins the count anew with what it holds now (Linux)."""
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5")
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
+
+
 def report(name: str, **values: Any) -> None:
     """One JSON line on the screen: what was measured, on what, with which versions."""
     from rlplatform.runs import versions

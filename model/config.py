@@ -1,7 +1,7 @@
 """Qwen3's architecture as one frozen dataclass, the report's eight sizes, and two tiny ones for a laptop.
 
     config = PRESETS["Qwen3-30B-A3B"]
-    config.num_parameters(), config.num_active_parameters()        # 30,532,122,624 and 3,353,092,096, no memory taken
+    config.num_parameters(), config.num_active_parameters()        # 30,532,122,624 and 3,353,032,704, no memory taken
     config = Qwen3Config.from_hf(json.load(open("folder/config.json")))
 
 Field names are those of transformers' ``config.json`` where it has them. ``from_hf`` and ``to_hf`` are inverse; keys

@@ -160,6 +160,15 @@ class Qwen3(nn.Module):
                 parameter.normal_(0.0, self.config.initializer_range, generator=generator)
         return self
 
+    def compile_layers(self) -> Self:
+        """Compile every layer in place with torch.compile; attention, whose rows have many lengths, stays as it is.
+
+        The first forward compiles (about half a minute on one core); other numbers of tokens reuse the result.
+        """
+        for layer in self.model.layers:
+            layer.compile(dynamic=True)
+        return self
+
     # --- the engine's view (actors/engine.py) ---------------------------------------------------------------------
 
     def hf_named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
