@@ -33,7 +33,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from rlplatform.config import LearnerConfig, OptimizerConfig
+from model.lora import add_adapters, merge_adapters, save_adapters
+from model.moe import MoE
+from rlplatform.config import ConfigError, LearnerConfig, OptimizerConfig
 from rlplatform.paths import prepare_deepspeed, torch_extensions_dir
 from rlplatform.roles import RunStopped
 
@@ -43,6 +45,7 @@ TAG = "engine"  # DeepSpeed's checkpoint tag: the folder itself is what carries 
 STATE_FILE = "engine.json"
 SHAPE = ("world_size", "zero_stage")  # a checkpoint fits only an engine of the same
 COUNTERS = ("num_steps", "num_skipped", "num_skipped_in_a_row")
+ADAPTER_FOLDER = "adapter"  # inside an exported model trained with adapters
 MAX_BUCKET = 50_000_000  # elements of one gradient reduction
 
 
@@ -169,7 +172,11 @@ class TrainEngine:
     """A DeepSpeed engine (ZeRO 0 to 3, float32 or bfloat16 with float32 masters) with AdamW.
 
     Every method is called by all ranks, in the same order. ``module`` is what ``__call__`` runs; ``policy`` names its
-    parameters for ``full_state`` and ``export`` (default: ``module.policy``).
+    parameters for ``full_state`` and ``export`` (default: ``module.policy``). With ``learner.lora`` the policy is given
+    adapters, drawn from ``seed``, and only they are trained; what leaves the engine is merged.
+
+    Raises:
+        ConfigError: ``learner.lora.targets`` names a layer that cannot be adapted.
     """
 
     def __init__(
@@ -181,6 +188,7 @@ class TrainEngine:
         dtype: str,
         num_optimizer_steps: int,
         policy: HFModule | None = None,
+        seed: int = 0,
     ) -> None:
         if not dist.is_initialized():
             raise RuntimeError("TrainEngine: expected an initialised process group; call init_process_group first")
@@ -190,6 +198,10 @@ class TrainEngine:
         self.num_optimizer_steps = num_optimizer_steps
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.policy: HFModule = policy if policy is not None else module.policy  # type: ignore[assignment]
+        self.lora = learner.lora
+        if self.lora.rank:
+            self._add_adapters(seed)
+        self.num_trainable = sum(p.numel() for p in module.parameters() if p.requires_grad)
         self.num_steps = 0  # optimiser steps so far, skipped ones included: the place in the schedule
         self.num_skipped = 0
         self.num_skipped_in_a_row = 0
@@ -198,6 +210,9 @@ class TrainEngine:
         with quiet_deepspeed():
             import deepspeed
 
+            if self.zero_stage == 3 and any(isinstance(part, MoE) for part in module.modules()):
+                # Router and experts are gathered together: ranks stay in step whichever experts their tokens choose.
+                deepspeed.utils.set_z3_leaf_modules(module, [MoE])
             self._deepspeed, *_ = deepspeed.initialize(
                 model=module,
                 optimizer=_adamw(module, optimizer),
@@ -205,6 +220,20 @@ class TrainEngine:
                 dist_init_required=False,
             )
         self.device = self._deepspeed.device
+
+    def _add_adapters(self, seed: int) -> None:
+        lora = self.lora
+        try:
+            add_adapters(
+                self.policy,  # type: ignore[arg-type]
+                rank=lora.rank,
+                alpha=lora.alpha,
+                dropout=lora.dropout,
+                targets=lora.targets,
+                seed=seed,
+            )
+        except ValueError as error:
+            raise ConfigError(f"learner.{error}") from error
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The module's forward, gathering what ZeRO-3 partitioned."""
@@ -277,9 +306,11 @@ class TrainEngine:
                 yield name, whole
 
     def checkpoint_state(self) -> dict[str, torch.Tensor]:
-        """``full_state`` under the names of a checkpoint file; empty on ranks other than 0."""
-        state = list(self.full_state())
-        return self.policy.to_checkpoint(iter(state)) if self.rank == 0 else {}
+        """``full_state`` under the names of a checkpoint file, adapters merged; empty on ranks other than 0."""
+        return self._to_checkpoint(dict(self.full_state()))
+
+    def _to_checkpoint(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return self.policy.to_checkpoint(merge_adapters(state.items(), self.lora.scale)) if self.rank == 0 else {}
 
     def _gathered(self, parameter: nn.Parameter) -> contextlib.AbstractContextManager[Any]:
         if self.zero_stage < 3:
@@ -289,10 +320,17 @@ class TrainEngine:
         return deepspeed.zero.GatheredParameters([parameter])
 
     def export(self, folder: str | Path) -> None:
-        """Write a Hugging Face folder: weights, config, generation config, tokenizer, chat template."""
-        state = self.checkpoint_state()
+        """Write a Hugging Face folder: weights, config, generation config, tokenizer, chat template.
+
+        Adapters are merged into the weights, and stand beside them in peft's format under ``adapter/``.
+        """
+        state = dict(self.full_state())
         if self.rank == 0:
-            self.policy.save_pretrained(folder, state)
+            self.policy.save_pretrained(folder, self._to_checkpoint(state))
+            if self.lora.rank:
+                lora = self.lora
+                arguments: dict[str, Any] = {"rank": lora.rank, "alpha": lora.alpha, "dropout": lora.dropout}
+                save_adapters(Path(folder) / ADAPTER_FOLDER, state, self.policy, **arguments)  # type: ignore[arg-type]
         dist.barrier()
 
     # --- checkpoints --------------------------------------------------------------------------------------------
@@ -304,7 +342,7 @@ class TrainEngine:
             self._deepspeed.save_checkpoint(str(folder), tag=TAG)
         torch.save(_random_state(), folder / f"random_state_rank{self.rank}.pt")
         if self.rank == 0:
-            state = {name: getattr(self, name) for name in (*SHAPE, *COUNTERS)}
+            state = {name: getattr(self, name) for name in (*SHAPE, *COUNTERS, "num_trainable")}
             (folder / STATE_FILE).write_text(json.dumps(state))
         dist.barrier()
 
@@ -312,10 +350,15 @@ class TrainEngine:
         """Continue from ``save``, bit for bit.
 
         Raises:
-            RunStopped: no checkpoint there, or one of another number of ranks or another ZeRO stage.
+            RunStopped: no checkpoint there, or one of another number of ranks, ZeRO stage or set of trained parameters.
         """
         folder = Path(folder)
         state = read_checkpoint(folder, world_size=self.world_size, zero_stage=self.zero_stage)
+        if state.get("num_trainable", self.num_trainable) != self.num_trainable:
+            raise RunStopped(
+                f"the checkpoint in {folder} trains {state['num_trainable']:,} parameters, this run "
+                f"{self.num_trainable:,}; set learner.lora as it was, or start from its exported model"
+            )
         with quiet_deepspeed():
             path, _ = self._deepspeed.load_checkpoint(str(folder), tag=TAG)
         if path is None:

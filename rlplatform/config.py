@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from model.init import build_config
 from model.long_context import RopeOverride
 from rlplatform.reads import TrackedReads
 
@@ -204,6 +205,26 @@ class OptimizerConfig(TrackedReads):
 
 
 @dataclass(frozen=True)
+class LoraConfig(TrackedReads):
+    """Low-rank adapters (arXiv 2106.09685): W + alpha / rank * B A; only A and B are trained. Published merged."""
+
+    rank: int = 0  # rows of A; 0 = off: every weight is trained
+    alpha: float = 16.0  # strength: B A counts alpha / rank
+    dropout: float = 0.0  # on the adapters' input, while training; SFT only
+    targets: tuple[str, ...] = ()  # linear layers, e.g. [q_proj, v_proj]; [] = all of attention and dense MLPs
+
+    def __post_init__(self) -> None:
+        _require(self.rank >= 0, f"learner.lora.rank: expected >= 0 (0 = off), got {self.rank}")
+        _require(self.alpha > 0, f"learner.lora.alpha: expected > 0, got {self.alpha}")
+        _require(0 <= self.dropout < 1, f"learner.lora.dropout: expected in [0, 1), got {self.dropout}")
+
+    @property
+    def scale(self) -> float:
+        """What B A is multiplied with; 0 without adapters."""
+        return self.alpha / self.rank if self.rank else 0.0
+
+
+@dataclass(frozen=True)
 class LearnerConfig(TrackedReads):
     """The DeepSpeed engine: ``num_workers`` ranks, one actor a rank."""
 
@@ -218,6 +239,12 @@ class LearnerConfig(TrackedReads):
     activation_checkpointing: Literal["none", "selective", "full"] = (
         "none"  # less memory: selective computes all but matrix products and attention again, full everything
     )
+    lora: LoraConfig = field(default_factory=LoraConfig)  # train adapters instead of all weights
+    router_balance: Literal["global_batch", "micro_batch"] = (
+        "global_batch"  # tokens an expert was chosen by are counted over the optimiser step, or each micro-batch alone
+    )
+    router_balance_coef: float | None = None  # of the load-balancing loss; unset: the checkpoint's in SFT, 0 in RL
+    router_z_coef: float = 0.0  # of the mean square of the routers' log-sum-exp (z-loss)
     call_timeout_s: float = 1800.0  # a call silent for longer is an error
     start_timeout_s: float = 300.0  # an actor not up by then is an error
 
@@ -225,6 +252,8 @@ class LearnerConfig(TrackedReads):
         _require(self.num_workers >= 1, f"learner.num_workers: expected >= 1, got {self.num_workers}")
         _require(self.max_tokens_per_micro_batch > 0, "learner.max_tokens_per_micro_batch: expected > 0")
         _require(self.logprob_chunk_tokens > 0, "learner.logprob_chunk_tokens: expected > 0")
+        _require((self.router_balance_coef or 0.0) >= 0, "learner.router_balance_coef: expected >= 0")
+        _require(self.router_z_coef >= 0, "learner.router_z_coef: expected >= 0")
 
 
 @dataclass(frozen=True)
@@ -300,6 +329,11 @@ class RLConfig(TrackedReads):
         for key in ("num_steps", "prompts_per_step", "group_size", "updates_per_step"):
             _require(getattr(self, key) >= 1, f"{key}: expected >= 1, got {getattr(self, key)}")
         _require(self.max_lag >= 0, f"max_lag: expected >= 0, got {self.max_lag}")
+        _require(
+            self.learner.lora.dropout == 0,
+            f"learner.lora.dropout: expected 0 in reinforcement learning, got {self.learner.lora.dropout}: two "
+            "forwards of one token must agree, or the ratios of the loss are noise",
+        )
         _require(bool(self.reward.functions), "reward.functions: expected at least one, e.g. {math: 1.0}")
         rows = self.prompts_per_step * self.group_size
         _require(
@@ -423,8 +457,14 @@ class InitModelConfig(TrackedReads):
     run_dir: str = "runs/${name}"  # where everything the run leaves behind lies
     data: DataConfig = field(default_factory=DataConfig)  # text to train the tokenizer on
     vocab_size: int = 512  # rows of the embedding, special tokens included
-    architecture: dict[str, Any] = field(default_factory=dict)  # fields of transformers' Qwen3Config
+    architecture: dict[str, Any] = field(default_factory=dict)  # preset (default tiny) and Qwen3Config's fields
     tokenizer: str = ""  # use this tokenizer folder instead of training one
+
+    def __post_init__(self) -> None:
+        try:
+            build_config(self.architecture)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
 
 
 @dataclass(frozen=True)

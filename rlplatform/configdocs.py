@@ -39,6 +39,7 @@ SECTIONS = (
     config.AlgorithmConfig,
     config.OptimizerConfig,
     config.LearnerConfig,
+    config.LoraConfig,
     config.PublishConfig,
     config.EvaluationConfig,
     config.CheckpointConfig,
@@ -48,12 +49,8 @@ SECTIONS = (
 
 def _comments(cls: type) -> dict[str, str]:
     """Field name -> the comment beside it."""
-    found = {}
-    for line in inspect.getsource(cls).splitlines():
-        match = re.match(r"    (\w+): .*?  # (.+)$", line)
-        if match:
-            found[match.group(1)] = match.group(2)
-    return found
+    pattern = r"^    (\w+): (?:.*\(\n.*?|[^\n]*?)  # (.+)$"  # the value may stand on a line of its own
+    return dict(re.findall(pattern, inspect.getsource(cls), re.MULTILINE))
 
 
 def _cell(text: str) -> str:

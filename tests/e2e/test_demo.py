@@ -82,6 +82,9 @@ def test_checkpoints_are_complete_and_the_exported_model_equals_them(smoke_demo:
 NOT_IN_THIS_RUN = {
     "EvalConfig": "another kind of run; see test_eval_reads_its_config",
     "RecipeConfig.kind": "decided before the dataclass exists",
+    "LoraConfig.alpha": "only with adapters; see test_lora.py and test_rl_runs.py",
+    "LoraConfig.dropout": "only with adapters",
+    "LoraConfig.targets": "only with adapters",
     "AlgorithmConfig.max_sampling_rounds": "only with dynamic_sampling",
     "AlgorithmConfig.at_sampling_cap": "only with dynamic_sampling",
     "AlgorithmConfig.max_empty_steps": "only after a step without a usable group",

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import nn
 from transformers import (
     GenerationConfig,
     PreTrainedModel,
@@ -19,6 +20,8 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
+from model.config import Qwen3Config as NativeConfig
+from model.qwen3 import Qwen3
 from rlplatform.seeds import request_seed
 from rlplatform.types import GenerationRequest, Prompt
 
@@ -66,7 +69,7 @@ def make_model(*, tied: bool = True, experts: int = 0, seed: int = 0) -> PreTrai
     return model.eval()
 
 
-def add_noise(model: PreTrainedModel, seed: int, scale: float = 0.02) -> None:
+def add_noise(model: nn.Module, seed: int, scale: float = 0.02) -> None:
     """Known noise on every parameter."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -88,6 +91,39 @@ def save(model: PreTrainedModel, folder: Path) -> str:
         repetition_penalty=1.5, top_k=20, temperature=0.3, do_sample=True, eos_token_id=[CONFIG_EOS, GENERATION_EOS]
     )
     model.save_pretrained(folder)
+    save_tokenizer(folder)
+    return str(folder)
+
+
+def make_native(*, tied: bool = True, experts: int = 0, seed: int = 0) -> Qwen3:
+    """As ``make_model``, in the native implementation, experts in every layer."""
+    config = NativeConfig(
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        vocab_size=VOCAB,
+        tie_word_embeddings=tied,
+        max_position_embeddings=1024,
+        initializer_range=0.06,
+        num_experts=8 if experts else 0,
+        num_experts_per_tok=2,
+        moe_intermediate_size=experts,
+        extra={"eos_token_id": CONFIG_EOS, "pad_token_id": 0},
+    )
+    return Qwen3(config).init_weights(seed)
+
+
+def save_native(policy: Qwen3, folder: Path) -> str:
+    """The policy's own folder, with the tokenizer that ``save`` gives."""
+    policy.save_pretrained(folder, policy.to_checkpoint(policy.hf_named_parameters()))
+    save_tokenizer(folder)
+    return str(folder)
+
+
+def save_tokenizer(folder: Path) -> None:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -98,7 +134,6 @@ def save(model: PreTrainedModel, folder: Path) -> str:
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>", pad_token="<pad>")
     fast.chat_template = "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}"
     fast.save_pretrained(folder)
-    return str(folder)
 
 
 def prompt(index: int, length: int = 40, seed: int = 0) -> Prompt:

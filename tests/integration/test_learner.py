@@ -170,7 +170,7 @@ class Reference:
             loss.backward()
             total += loss.item()
         with torch.no_grad():
-            for parameter in self.hf.parameters():
+            for parameter in (p for p in self.hf.parameters() if p.requires_grad):
                 parameter -= lr * parameter.grad / (parameter.grad.abs() + 1.0)
                 parameter.grad = None
         return total
