@@ -229,7 +229,8 @@ class LearnerGroup:
                 constant_length=self.config.sampling.max_new_tokens,
             )
             if denominator > 0:
-                plans.append(StepPlan(self._split(batch, row_ids), denominator))
+                num_tokens = int(np.diff(batch.cu_seqlens)[row_ids].sum())
+                plans.append(StepPlan(self._split(batch, row_ids), denominator, num_tokens))
         if not plans:
             raise ValueError(
                 f"update: none of {batch.num_rows} rows has a token with loss_mask True; drop such batches"
@@ -338,5 +339,6 @@ def _metrics(batch: RolloutBatch, reports: list[UpdateReport], *, num_steps: int
         "learner/seconds": seconds,
         "learner/tokens_per_s": len(batch.token_ids) / seconds,
         "memory/learner_rss_gib": max(report.rss_gib for report in reports),
+        **reports[0].router,
     }
     return metrics

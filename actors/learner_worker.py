@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,8 +20,11 @@ import torch
 from actors.engine import StepResult, TrainEngine, init_process_group
 from actors.fleet import FleetActor
 from actors.logs import redirect_output
+from actors.router import router_losses, router_step
+from model.balance import RouterStep, counting_pass, mean_metrics
 from model.hf import load_policy
 from model.logprobs import TokenScorer
+from model.moe import RouterRecord
 from rlplatform import losses
 from rlplatform.config import AlgorithmConfig, RLConfig
 from rlplatform.roles import RunStopped
@@ -37,6 +40,7 @@ class StepPlan:
         Sequence[Sequence[int]]
     ]  # [rank][micro-batch] -> rows of the batch; [] is a pass without loss
     denominator: float  # of losses.reduce, over all ranks
+    num_tokens: int  # of all rows, prompts included: what the routers' losses divide by
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,7 @@ class UpdateReport:
     num_skipped: int  # skipped since the start
     skipped_now: int  # skipped in this update
     rss_gib: float
+    router: dict[str, float]  # of model.balance, mean over optimiser steps, equal on all ranks; empty without experts
     stopped: str = ""  # why the run must end: too many skipped steps in a row
 
 
@@ -109,6 +114,10 @@ class MicroBatch:
             old_logprobs=loss_tokens(part.old_logprobs),
             ref_logprobs=loss_tokens(part.ref_logprobs),
         )
+
+    def without_loss(self) -> MicroBatch:
+        """The same tokens, none of them scored."""
+        return replace(self, scored=self.scored[:0])
 
     @property
     def forward_arguments(self) -> tuple[torch.Tensor, ...]:
@@ -224,7 +233,9 @@ class LearnerWorker(FleetActor):
             config.learner,
             dtype=config.model.dtype,
             num_optimizer_steps=config.num_optimizer_steps,
+            seed=config.seed,
         )
+        self._router_losses = router_losses(self.engine, config.learner, default_coef=0.0)
         self._reference: TokenScorer | None = None
         if config.algorithm.kl_coef > 0:
             self._reference = load().requires_grad_(False).to(self.engine.device).eval()
@@ -263,16 +274,26 @@ class LearnerWorker(FleetActor):
         self.engine.train()
         stopped = ""
         parts: list[dict[str, float]] = []
+        routers: list[dict[str, float]] = []
         skipped_now = 0
         for plan in plans:
             micro_batches = plan.micro_batches[self.rank]
+            router = self._router_step(batch, plan)
             for i, row_ids in enumerate(micro_batches):
                 micro_batch = MicroBatch.of(batch, row_ids, self.engine.device)
-                logprobs, entropy = self.engine(*micro_batch.forward_arguments, **self._arguments, with_entropy=True)
+                record = None if router is None else RouterRecord()
+                logprobs, entropy = self.engine(
+                    *micro_batch.forward_arguments, **self._arguments, with_entropy=True, router=record
+                )
                 loss, sums = policy_loss(logprobs, entropy, micro_batch, self.config.algorithm, plan.denominator)
+                if router is not None:
+                    loss = loss + router.loss(record if row_ids else None)
+                    sums["loss"] = loss.detach()
                 values = torch.stack([value.double() for value in sums.values()]).tolist()  # one transfer, not twenty
                 parts.append(dict(zip(sums, values, strict=True)))
                 self.engine.backward(loss, last=i == len(micro_batches) - 1)
+            if router is not None:
+                routers.append(router.metrics())
             try:
                 result = self.engine.step()
             except RunStopped as error:
@@ -288,8 +309,25 @@ class LearnerWorker(FleetActor):
             num_skipped=self.engine.num_skipped,
             skipped_now=skipped_now,
             rss_gib=psutil.Process().memory_info().rss / 2**30,
+            router=mean_metrics(routers),
             stopped=stopped,
         )
+
+    def _router_step(self, batch: TrainBatch, plan: StepPlan) -> RouterStep | None:
+        """The routers' losses of one optimiser step, its tokens counted by expert where that must come first."""
+        if self._router_losses is None:
+            return None
+        micro_batches = plan.micro_batches[self.rank]
+        router = router_step(
+            self.engine, self._router_losses, num_tokens=plan.num_tokens, num_micro_batches=len(micro_batches)
+        )
+        with counting_pass(self.engine.device):
+            for row_ids in micro_batches if router.must_count else ():
+                micro_batch = MicroBatch.of(batch, row_ids, self.engine.device).without_loss()
+                record = RouterRecord()
+                self.engine(*micro_batch.forward_arguments, **self._arguments, router=record)
+                router.count(record if row_ids else None)
+        return router
 
     def gather_weights(self) -> list[Any]:
         """Rank 0: a reference to (manifest, all weights as one uint8 array) in the object store. Others: nothing."""

@@ -2,7 +2,7 @@
 
     step = RouterStep(losses, num_tokens=..., num_micro_batches=len(micro_batches), sum_over_ranks=all_reduce)
     if step.must_count:                                        # global counts, more than one micro-batch
-        for each micro-batch, without gradient: step.count(record)
+        with counting_pass(device): for each micro-batch: step.count(record)
     for each micro-batch: loss = ... + step.loss(record)       # its share; shares add up, as the other losses' do
     step.metrics()
 
@@ -14,7 +14,8 @@ linear in p, so with global f the shares of micro-batches and ranks add up to th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -78,6 +79,14 @@ def balance_loss(
     shares = counts.double() / counts.sum(dim=1, keepdim=True).clamp(min=1)
     p = probability_sums / num_tokens
     return counts.shape[1] * (shares.to(p.dtype) * p).sum(dim=1).mean()
+
+
+@contextmanager
+def counting_pass(device: torch.device | str) -> Iterator[None]:
+    """Around the passes that only count: no gradient, and what they drew at random (dropout) is drawn again after."""
+    device = torch.device(device)
+    with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        yield
 
 
 class RouterStep:

@@ -7,11 +7,16 @@ activation checkpointing). All three give the same gradients, bit for bit.
 
 from __future__ import annotations
 
-from functools import cache, partial
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    _CachedTorchDispatchMode,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -41,7 +46,21 @@ def _policy(_context: Any, operator: Any, *_: Any, **__: Any) -> CheckpointPolic
     return CheckpointPolicy.MUST_SAVE if operator in _dear_operators() else CheckpointPolicy.PREFER_RECOMPUTE
 
 
-selective_contexts = partial(create_selective_checkpoint_contexts, _policy)
+class _Replay(_CachedTorchDispatchMode):
+    """Hands back what was kept. torch's own insists that forward and recomputation run the same operators one by one;
+    under ZeRO-3 they do not, since gathering and releasing parameters shows up between a layer's own.
+    """
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func not in _dear_operators():
+            return func(*args, **(kwargs or {}))
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+
+def selective_contexts() -> tuple[Any, Any]:
+    """What ``torch.utils.checkpoint`` enters for the forward and for the recomputation of a layer."""
+    keep, replay = create_selective_checkpoint_contexts(_policy)
+    return keep, _Replay(None, replay.storage)
 
 
 def run_layer(layer: nn.Module, x: torch.Tensor, attend: Any, mode: CHECKPOINTING) -> tuple[torch.Tensor, ...]:

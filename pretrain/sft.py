@@ -20,14 +20,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from model.moe import RouterRecord
 from pretrain.examples import Examples, load_examples
-from pretrain.step import micro_batch_loss, plan_steps, rank_micro_batches
+from pretrain.step import count_experts, micro_batch_loss, plan_steps, rank_micro_batches
 from pretrain.train import drop_metrics_after, load_checkpoint, run_on_ray_train, save_checkpoint
 from rlplatform.config import ConfigError, SFTConfig
 from rlplatform.runs import RunFolder, write_atomically
 
 if TYPE_CHECKING:
     from actors.engine import TrainEngine
+    from model.balance import RouterStep
 
 LOGGER = logging.getLogger(__name__)
 GET_TIMEOUT_S = 300.0  # examples, from Ray's object store
@@ -54,10 +56,11 @@ def run_sft(
     """Train ``config.model.path`` on the dataset of ``config.data``, or on ``rows`` of the same columns.
 
     Per-step metrics go to ``metrics.jsonl`` in ``config.run_dir``: ``step`` (1 after the first optimiser step),
-    ``loss`` (nats per target, mean over the step), ``target_probability``, ``optimizer/lr``, ``optimizer/grad_norm``,
-    ``tokens``, ``loss_tokens``, ``seconds``, ``tokens_per_s``, ``epoch``; ``progress`` is given each of them. Rows
-    longer than ``config.max_tokens`` are left out and listed in ``dropped_rows.jsonl``. A run that was killed continues
-    from its newest complete checkpoint. Needs ``ray.init()`` before.
+    ``loss`` (nats per target, mean over the step, without the routers' losses), ``target_probability``,
+    ``optimizer/lr``, ``optimizer/grad_norm``, ``tokens``, ``loss_tokens``, ``seconds``, ``tokens_per_s``, ``epoch``,
+    with experts ``router/...`` (docs/moe.md); ``progress`` is given each of them. Rows longer than
+    ``config.max_tokens`` are left out and listed in ``dropped_rows.jsonl``. A run that was killed continues from its
+    newest complete checkpoint. Needs ``ray.init()`` before.
 
     ``target_probability`` is the mean over the step's rows of the probability that sampling at temperature 1 gives
     exactly the row's target: where rows are not repeated, an estimate of held-out accuracy from below that costs
@@ -151,6 +154,7 @@ def sft_worker(settings: dict[str, Any]) -> dict[str, Any]:
         config.learner,
         dtype=config.model.dtype,
         num_optimizer_steps=config.num_steps,
+        seed=config.seed,
     )
     row = train_steps(engine, examples, config, folder, stop_at_probability=settings["stop_at_probability"])
     summary = {
@@ -225,14 +229,19 @@ def one_step(
     began = time.perf_counter()
     denominator = int(examples.loss_tokens[rows].sum())
     parts = _my_micro_batches(engine, examples, rows, config)
+    tokens = int(examples.lengths[rows].sum())
+    router = _router_step(engine, examples, parts, config, num_tokens=tokens)
     total, probability = 0.0, 0.0
     for index, part in enumerate(parts):
-        loss, probabilities = _loss(engine, examples, part, denominator, config)
-        engine.backward(loss, last=index == len(parts) - 1)
+        record = None if router is None else RouterRecord()
+        loss, probabilities = _loss(engine, examples, part, denominator, config, record)
         total += float(loss.detach())
+        if router is not None:
+            loss = loss + router.loss(record if len(part) else None)
+        engine.backward(loss, last=index == len(parts) - 1)
         probability += float(probabilities.sum())
+    routing = {} if router is None else router.metrics()
     result = engine.step()
-    tokens = int(examples.lengths[rows].sum())
     loss_mean, probability = _sum_over_ranks(engine, total, probability)
     seconds = time.perf_counter() - began
     if result.skipped and engine.rank == 0:
@@ -248,7 +257,26 @@ def one_step(
         "loss_tokens": denominator,
         "seconds": round(seconds, 4),
         "tokens_per_s": round(tokens / seconds, 1),
+        **routing,
     }
+
+
+def _router_step(
+    engine: TrainEngine, examples: Examples, parts: list[np.ndarray], config: SFTConfig, *, num_tokens: int
+) -> RouterStep | None:
+    """The routers' losses of one step, expert counts taken where they must come first; None without experts."""
+    from actors.router import router_losses, router_step
+    from model.balance import counting_pass
+
+    losses = router_losses(engine, config.learner, default_coef=None)
+    if losses is None:
+        return None
+    router = router_step(engine, losses, num_tokens=num_tokens, num_micro_batches=len(parts))
+    with counting_pass(engine.device):
+        for part in parts if router.must_count else ():
+            record = count_experts(engine, examples, part, device=engine.device)
+            router.count(record if len(part) else None)
+    return router
 
 
 def measure(engine: TrainEngine, examples: Examples, config: SFTConfig) -> dict[str, float]:
@@ -291,7 +319,14 @@ def _my_micro_batches(engine: TrainEngine, examples: Examples, rows: np.ndarray,
     )
 
 
-def _loss(engine: TrainEngine, examples: Examples, rows: np.ndarray, denominator: int, config: SFTConfig) -> Any:
+def _loss(
+    engine: TrainEngine,
+    examples: Examples,
+    rows: np.ndarray,
+    denominator: int,
+    config: SFTConfig,
+    router: RouterRecord | None = None,
+) -> Any:
     return micro_batch_loss(
         engine,
         examples,
@@ -299,6 +334,7 @@ def _loss(engine: TrainEngine, examples: Examples, rows: np.ndarray, denominator
         denominator=denominator,
         device=engine.device,
         chunk_tokens=config.learner.logprob_chunk_tokens,
+        router=router,
     )
 
 

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
 
+from model.moe import RouterRecord
 from pretrain.examples import Examples
 from rlplatform.sharding import equalise, micro_batches, shard_rows
 
@@ -75,16 +77,36 @@ def micro_batch_loss(
     denominator: int,
     device: torch.device | str = "cpu",
     chunk_tokens: int = 1024,
+    router: RouterRecord | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Cross-entropy summed over the rows' targets, divided by ``denominator``: the whole step's number of targets.
 
     So the losses of all micro-batches and ranks add up to the token mean, however the rows were cut. ``score`` is a
     ``model.logprobs.TokenScorer``. Without rows it is a pass over one row with no target: the same collectives, a loss
-    of 0.
+    of 0. ``router`` is filled by the policy's forward.
 
     Returns:
         The loss, and float32 [rows]: the probability of each row's whole target given its prompt, without gradient.
     """
+    arguments = _packed(examples, rows, device)
+    logprobs, _ = score(*arguments, chunk_tokens=chunk_tokens, router=router)
+    row_of_target = torch.as_tensor(np.repeat(np.arange(len(rows)), examples.loss_tokens[rows]), device=device)
+    row_logprobs = torch.zeros(len(rows), device=device).index_add(0, row_of_target, logprobs.detach())
+    return -logprobs.sum() / denominator, row_logprobs.exp()
+
+
+def count_experts(
+    score: Callable[..., Any], examples: Examples, rows: np.ndarray, *, device: torch.device | str = "cpu"
+) -> RouterRecord:
+    """What the routers do with one micro-batch: its forward pass, no token scored."""
+    router = RouterRecord()
+    *tokens, targets = _packed(examples, rows, device)
+    score(*tokens, targets[:0], router=router)
+    return router
+
+
+def _packed(examples: Examples, rows: np.ndarray, device: torch.device | str) -> tuple[torch.Tensor, ...]:
+    """Token ids, positions, row boundaries and targets; of row 0 without targets where there are no rows."""
     chosen = rows if len(rows) else np.array([0])
     spans = [slice(examples.cu_seqlens[row], examples.cu_seqlens[row + 1]) for row in chosen]
     lengths = examples.lengths[chosen]
@@ -92,13 +114,9 @@ def micro_batch_loss(
     targets = np.flatnonzero(np.concatenate([examples.loss_mask[span] for span in spans]))[: None if len(rows) else 0]
     positions = np.concatenate([np.arange(length) for length in lengths])
     cu_seqlens = np.concatenate(([0], np.cumsum(lengths)))
-    logprobs, _ = score(
+    return (
         torch.as_tensor(token_ids, dtype=torch.int64, device=device),
         torch.as_tensor(positions, dtype=torch.int64, device=device),
         torch.as_tensor(cu_seqlens, dtype=torch.int32, device=device),
         torch.as_tensor(targets, dtype=torch.int64, device=device),
-        chunk_tokens=chunk_tokens,
     )
-    row_of_target = torch.as_tensor(np.repeat(np.arange(len(rows)), examples.loss_tokens[rows]), device=device)
-    row_logprobs = torch.zeros(len(rows), device=device).index_add(0, row_of_target, logprobs.detach())
-    return -logprobs.sum() / denominator, row_logprobs.exp()

@@ -15,7 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.balance import RouterLosses, RouterStep, balance_loss, mean_metrics
+from model.balance import RouterLosses, RouterStep, balance_loss, counting_pass, mean_metrics
 from model.config import PRESETS, Qwen3Config
 from model.moe import RouterRecord
 from model.qwen3 import Qwen3
@@ -154,7 +154,7 @@ def step_gradients(
             losses, num_tokens=num_tokens, num_micro_batches=len(parts), sum_over_ranks=sum_over_ranks, shape=SHAPE
         )
         if step.must_count:
-            with torch.no_grad():
+            with counting_pass("cpu"):
                 for part in parts:
                     step.count(forward(policy, part) if part else None)
         for part in parts:
@@ -297,6 +297,14 @@ def test_any_cut_of_any_rows_gives_the_gradient_of_the_whole(data: st.DataObject
     ]
     for got, wanted in zip(gradient(layout), gradient([[logits]]), strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-12)
+
+
+def test_what_the_counting_pass_draws_is_drawn_again() -> None:
+    torch.manual_seed(3)
+    with counting_pass("cpu"):
+        counted = torch.nn.functional.dropout(torch.ones(50))
+        assert not torch.is_grad_enabled()
+    assert torch.equal(torch.nn.functional.dropout(torch.ones(50)), counted)
 
 
 # --- metrics and settings -------------------------------------------------------------------------------------------
