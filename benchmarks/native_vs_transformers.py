@@ -6,6 +6,7 @@ A step is the cross-entropy of every token, forward and backward, in float32 on 
 shape hold the same weights and take turns, so that a busy machine disturbs all alike; the median of each counts.
 
     native          model/qwen3.py, packed rows, chunked log-probabilities
+    compiled        the same with every layer under torch.compile
     packed          transformers' layers behind the same packed attention and head (model/transformers_lm.py)
     padded          transformers as it comes: rows padded to the longest, SDPA, its own loss
     eager loop      packed, with transformers' experts="eager" (a mixture of experts only)
@@ -104,8 +105,9 @@ def build(arm: str, folder: str, shape: Shape) -> Callable[[], float]:
     rows, packed = packed_rows(shape)
     if arm == "padded":
         return padded_step(folder, rows)
-    if arm == "native":
-        return scorer_step(load_policy(folder), packed)
+    if arm in ("native", "compiled"):
+        policy = load_policy(folder)
+        return scorer_step(policy.compile_layers() if arm == "compiled" else policy, packed)
     from model.transformers_lm import load_transformers
 
     policy = load_transformers(
@@ -117,7 +119,7 @@ def build(arm: str, folder: str, shape: Shape) -> Callable[[], float]:
 
 
 def arms(shape: Shape) -> list[str]:
-    return ["native", "packed", "padded", *(["eager loop"] if shape.config.is_moe else [])]
+    return ["native", "compiled", "packed", "padded", *(["eager loop"] if shape.config.is_moe else [])]
 
 
 def median_seconds(steps: dict[str, Callable[[], float]], repeats: int) -> dict[str, float]:
