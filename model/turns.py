@@ -35,7 +35,8 @@ class Conversation:
         tokenizer: its own template is used.
         messages: with or without assistant turns; messages after the last one are kept.
         tools: JSON schemas for the template's head.
-        enable_thinking: False prompts every turn that holds no thought of its own with what the template then adds.
+        enable_thinking: handed to the template. False prompts every turn that holds no thought of its own with what
+            the template then adds.
         add_generation_prompt: the last thing written is the prompt of the next turn.
         template_kwargs: further variables of the template.
 
@@ -56,7 +57,8 @@ class Conversation:
     ) -> None:
         if not isinstance(enable_thinking, bool):
             raise RenderError(f"enable_thinking: expected true or false, got {enable_thinking!r}")
-        self._tokenizer, self._tools, self._variables = tokenizer, tools, dict(template_kwargs or {})
+        self._tokenizer, self._tools = tokenizer, tools
+        self._variables = {**(template_kwargs or {}), "enable_thinking": True}
         self._enable_thinking, self._add_generation_prompt = enable_thinking, add_generation_prompt
         self._messages = messages
         render_chat(tokenizer, messages, tools=tools, template_kwargs=self._variables)  # the checks come first
@@ -121,8 +123,7 @@ class Conversation:
     @cached_property
     def stock(self) -> str:
         """The template's own rendering of the whole conversation."""
-        thinking = {} if self._enable_thinking else {"enable_thinking": False}
-        return self._render(self._messages, prompt=self._add_generation_prompt, **thinking)
+        return self._render(self._messages, prompt=self._add_generation_prompt, enable_thinking=self._enable_thinking)
 
     @cached_property
     def stock_spans(self) -> list[tuple[int, int]] | None:
