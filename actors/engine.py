@@ -176,7 +176,8 @@ class TrainEngine:
     adapters, drawn from ``seed``, and only they are trained; what leaves the engine is merged.
 
     Raises:
-        ConfigError: ``learner.lora.targets`` names a layer that cannot be adapted.
+        ConfigError: ``learner.lora.targets`` names a layer that cannot be adapted; ``learner.compile`` for a policy
+            that transformers serves.
     """
 
     def __init__(
@@ -201,6 +202,8 @@ class TrainEngine:
         self.lora = learner.lora
         if self.lora.rank:
             self._add_adapters(seed)
+        if learner.compile:
+            self._compile_layers()
         self.num_trainable = sum(p.numel() for p in module.parameters() if p.requires_grad)
         self.num_steps = 0  # optimiser steps so far, skipped ones included: the place in the schedule
         self.num_skipped = 0
@@ -220,6 +223,14 @@ class TrainEngine:
                 dist_init_required=False,
             )
         self.device = self._deepspeed.device
+
+    def _compile_layers(self) -> None:
+        if not hasattr(self.policy, "compile_layers"):
+            kind = getattr(self.policy.config, "model_type", type(self.policy).__name__)  # type: ignore[attr-defined]
+            raise ConfigError(
+                f"learner.compile: expected a native model (qwen3, qwen3_moe), got {kind}; leave it false"
+            )
+        self.policy.compile_layers()
 
     def _add_adapters(self, seed: int) -> None:
         lora = self.lora

@@ -257,6 +257,15 @@ def test_activation_checkpointing_changes_nothing(start: Any, model: str, one_st
     assert relative_error(learner.full_state(), one_step[0], initial(model)) < 1e-4
 
 
+def test_compiled_layers_learn_the_same(start: Any, model: str, one_step: Any) -> None:
+    config = configuration(2, stage=2, budget=100)
+    learner = start(replace(config, learner=replace(config.learner, compile=True)))
+    learner.update(learner.add_logprobs(rollouts()))
+    assert relative_error(learner.full_state(), one_step[0], initial(model)) < 1e-4
+    with pytest.raises(ConfigError, match="zero_stage 0, 1 or 2, got 3"):
+        replace(config.learner, compile=True, zero_stage=3)
+
+
 @pytest.mark.parametrize("stage", [2, 3])
 def test_a_rank_without_rows_keeps_step(start: Any, model: str, stage: int) -> None:
     batch = rollouts(num_rows=1)
