@@ -180,10 +180,7 @@ class Qwen3Config:
         taken.setdefault("head_dim", taken["hidden_size"] // taken["num_attention_heads"] if moe else 128)
         taken.setdefault("max_position_embeddings", 32_768)
         taken["rope_theta"], taken["yarn"] = _read_rope(values, taken["max_position_embeddings"])
-        dual_chunk = values.pop("dual_chunk_attention_config", None)
-        if dual_chunk:
-            known = ("chunk_size", "local_size", "original_max_position_embeddings")
-            taken["dual_chunk"] = DualChunkConfig(**{key: dual_chunk[key] for key in known if key in dual_chunk})
+        taken["dual_chunk"] = _read_dual_chunk(values.pop("dual_chunk_attention_config", None))
         for key in _IMPLIED:
             values.pop(key, None)
         return cls(**taken, extra=values)
@@ -292,6 +289,18 @@ def _read_rope(values: dict[str, Any], max_positions: int) -> tuple[float, YarnC
         beta_slow=float(rope.get("beta_slow") or 1.0),
         attention_factor=rope.get("attention_factor"),
     )
+
+
+def _read_dual_chunk(values: Mapping[str, Any] | None) -> DualChunkConfig | None:
+    if not values:
+        return None
+    needed, known = {"chunk_size", "local_size"}, {"chunk_size", "local_size", "original_max_position_embeddings"}
+    if not needed <= values.keys() <= known:
+        raise UnsupportedModelError(
+            f"dual_chunk_attention_config: expected {sorted(known)}, got {sorted(values)}; sparse attention inside "
+            "chunks is not computed here"
+        )
+    return DualChunkConfig(**values)
 
 
 def _dense(hidden: int, ffn: int, layers: int, heads: int, *, tied: bool) -> Qwen3Config:

@@ -117,6 +117,10 @@ def check_config(config: Any) -> None:
         )
     if not getattr(config, "layer_types", None) and getattr(config, "sliding_window", None) is not None:
         raise UnsupportedModelError(f"{name}: expected full attention, got sliding_window={config.sliding_window}")
+    if getattr(config, "dual_chunk_attention_config", None):
+        raise UnsupportedModelError(
+            f"{name}: dual_chunk_attention_config is computed for native Qwen3 only; transformers would ignore it"
+        )
     neutral = {
         "logit_scale": 1.0,
         "logits_scaling": 1.0,
