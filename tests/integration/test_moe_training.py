@@ -15,6 +15,7 @@ import ray
 import torch
 
 from actors.learner import LearnerGroup
+from actors.learner_worker import LearnerWorker
 from model.config import PRESETS
 from model.hf import load_policy
 from model.qwen3 import Qwen3
@@ -141,6 +142,28 @@ def test_one_update_is_the_same_for_any_ranks_stage_micro_batches_and_checkpoint
         assert metrics["router/balance_loss_micro"] > wanted["router/balance_loss_micro"]
     router_terms = metrics["router/balance_loss"] + 0.1 * metrics["router/z_loss"]
     assert metrics["loss/total"] == pytest.approx(metrics["loss/policy"] + router_terms, rel=1e-4)
+
+
+def leaves(worker: LearnerWorker) -> list[str]:
+    """On a rank: the modules that ZeRO-3 gathers as a whole."""
+    from deepspeed.utils import z3_leaf_module
+
+    scorer = worker.engine._deepspeed.module
+    return [name for name, module in scorer.named_modules() if z3_leaf_module(module)]
+
+
+def test_each_mixture_is_one_leaf_of_zero_3(start: Any) -> None:
+    learner = start(moe_configuration(2, stage=3))
+    assert learner.workers.call(1, leaves) == [f"policy.model.layers.{layer}.mlp" for layer in range(3)]
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_bfloat16_on_two_ranks_stays_near_float32(start: Any, model: str, whole: Any, stage: int) -> None:
+    config = moe_configuration(2, stage=stage, budget=80, router_z_coef=0.1, model=ModelConfig(dtype="bfloat16"))
+    state, metrics = update(start(config), rollouts())
+    assert all(np.isfinite(values).all() for values in state.values())
+    for name in ("router/balance_loss", "router/z_loss", "router/entropy", "optimizer/grad_norm"):
+        assert metrics[name] == pytest.approx(whole[1][name], rel=0.05), name
 
 
 def test_the_balance_loss_is_what_moved_the_router_and_by_default_it_is_off(start: Any, model: str, whole: Any) -> None:
