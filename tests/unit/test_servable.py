@@ -14,7 +14,8 @@ from model.config import PRESETS, DualChunkConfig, UnsupportedModelError
 from model.hf import load_policy
 from model.qwen3 import Qwen3
 from rlplatform.cli import app
-from rlplatform.config import ConfigError, ModelConfig, RolloutConfig, SFTConfig
+from rlplatform.config import ConfigError, ModelConfig, RLConfig, RolloutConfig, SFTConfig
+from rlplatform.configfile import load_values
 from rlplatform.servable import check_now, check_servable
 from rlplatform.types import SamplingParams
 
@@ -43,6 +44,29 @@ def test_a_fleet_refuses_it_without_a_cluster(dual_chunk: Path) -> None:
 
     with pytest.raises(ConfigError, match=REFUSED):
         RolloutFleet(str(dual_chunk), ModelConfig(), RolloutConfig(), SamplingParams(max_new_tokens=8), 64, 0)
+    assert not ray.is_initialized()
+
+
+@pytest.mark.parametrize("kind", ["rl", "eval"])
+def test_a_run_refuses_it_before_it_reads_data_or_starts_ray(
+    kind: str, dual_chunk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    from rlplatform import launch
+
+    monkeypatch.setattr(launch, "load_tokenizer", lambda *_, **__: None)
+    monkeypatch.setattr(launch, "prompts_of", lambda *_: pytest.fail("data were read"))
+    config = load_values(
+        {
+            "kind": kind,
+            "run_dir": str(tmp_path / "run"),
+            "model": {"path": str(dual_chunk)},
+            "reward": {"functions": {"math": 1.0}},
+        }
+    )
+    with pytest.raises(ConfigError, match=REFUSED):
+        launch.run_rl(config) if isinstance(config, RLConfig) else launch.run_eval(config)  # type: ignore[arg-type]
     assert not ray.is_initialized()
 
 
