@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from model.config import PRESETS
 from model.hf import load_policy, write_folder
-from model.lora import add_adapters, linear_layers, merge_adapters, save_adapters
+from model.lora import add_adapters, check_targets, linear_layers, merge_adapters, save_adapters
 from model.qwen3 import Qwen3
 from rlplatform.config import ConfigError, LearnerConfig, LoraConfig, RewardConfig, RLConfig
 
@@ -198,6 +198,8 @@ def test_what_cannot_be_adapted_is_refused(shape: str, targets: list[str], said:
     policy = Qwen3(SHAPES[shape])
     with pytest.raises(ValueError, match=said):
         add_adapters(policy, **SETTINGS, targets=targets)
+    with torch.device("meta"), pytest.raises(ValueError, match=said):
+        check_targets(Qwen3(SHAPES[shape]), targets)
     assert all(parameter.requires_grad for parameter in policy.parameters())
     assert linear_layers(policy) == (ATTENTION if shape == "moe" else ATTENTION + DENSE_MLP)
 
