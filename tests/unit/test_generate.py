@@ -185,11 +185,11 @@ def test_samples_follow_the_models_distribution(top_k: int, top_p: float) -> Non
 
 
 def test_the_sampler_inverts_the_distribution_function() -> None:
-    """Probabilities 1/8, 0, 1/2, 3/8, 0 by hand; the ends of every interval."""
-    logits = torch.tensor([0.125, 0.0, 0.5, 0.375, 0.0]).log().expand(7, 5)
+    """Probabilities 0, 1/8, 0, 1/2, 3/8, 0 by hand; the ends of every interval."""
+    logits = torch.tensor([0.0, 0.125, 0.0, 0.5, 0.375, 0.0]).log().expand(7, 6)
     draws = torch.tensor([0.0, 0.12, 0.13, 0.62, 0.63, 1 - 2**-53, 0.3], dtype=torch.float64)
     tokens, logprobs = Sampler(1.0)(logits, draws)
-    assert tokens.tolist() == [0, 0, 2, 2, 3, 3, 2]
+    assert tokens.tolist() == [1, 1, 3, 3, 4, 4, 3]
     expected = [math.log(p) for p in (0.125, 0.125, 0.5, 0.5, 0.375, 0.375, 0.5)]
     assert logprobs.tolist() == pytest.approx(expected)
 

@@ -35,7 +35,7 @@ CONFIGS = {
     "x1": replace(PRESETS["Qwen3-8B"], yarn=replace(QWEN3_YARN, factor=1.0), max_position_embeddings=32_768),
     "own betas": replace(SMALL, yarn=YarnConfig(3.5, 64, beta_fast=8.0, beta_slow=2.0), max_position_embeddings=224),
     "own factor": replace(SMALL, yarn=YarnConfig(4.0, 16, attention_factor=1.25), max_position_embeddings=64),
-    "one step": replace(SMALL, yarn=YarnConfig(4.0, 4), max_position_embeddings=16),
+    "one step": replace(SMALL, yarn=YarnConfig(4.0, 6), max_position_embeddings=24),
 }
 
 
