@@ -41,8 +41,8 @@ class Conversation:
         template_kwargs: further variables of the template.
 
     Raises:
-        RenderError: the conversation cannot be rendered (``render_chat``), starts with an assistant message, or holds
-            one without content, thought or call; or the template does not write a turn as it prompts for it.
+        RenderError: the conversation cannot be rendered (``render_chat``), or holds an assistant message without
+            content, thought or call; or the template does not write a turn as it prompts for it.
     """
 
     def __init__(
@@ -93,6 +93,19 @@ class Conversation:
         )
 
     @cached_property
+    def _unprompted(self) -> str:
+        """What precedes the assistant's text in a conversation that starts with it."""
+        opening = self._plain_prompt.removeprefix(self._render([_USER]))
+        head, _, _ = self._render([self._spoken]).partition(self._word)
+        start, found, _ = head.rpartition(opening)
+        if not found:
+            raise RenderError(
+                f"message 0: the template does not write its generation prompt {opening!r} before an assistant "
+                f"message that comes first; got {head!r}"
+            )
+        return start + opening
+
+    @cached_property
     def turns(self) -> list[Turn]:
         found: list[Turn] = []
         previous = -1
@@ -102,10 +115,8 @@ class Conversation:
             between = self._messages[previous + 1 : index]
             if previous >= 0:
                 before = self._after_a_turn(between, prompt=True)
-            elif between:
-                before = self._render(between, prompt=True)
             else:
-                raise RenderError("message 0: expected a system, user or tool message before the assistant's")
+                before = self._render(between, prompt=True) if between else self._unprompted
             found.append(Turn(index, before, self._text(message, index)))
             previous = index
         return found

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from model.messages import RenderError, render_chat
 from rlplatform.config import ConfigError, DataConfig
 from rlplatform.seeds import request_seed
 from rlplatform.types import GenerationRequest, Prompt
@@ -206,9 +207,15 @@ def load_prompts(config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> Prom
         value, columns = normalise(row, where, config)
         if config.chat:
             messages = _messages(value, where, config)
-            text = tokenizer.apply_chat_template(
-                list(messages), tokenize=False, add_generation_prompt=True, enable_thinking=config.enable_thinking
-            )
+            try:
+                text = render_chat(
+                    tokenizer,
+                    messages,
+                    add_generation_prompt=True,
+                    template_kwargs={"enable_thinking": config.enable_thinking},
+                )
+            except RenderError as error:
+                raise DataError(f"{where}: column {config.prompt!r}: {error}") from error
         else:
             if not isinstance(value, str):
                 raise DataError(f"{where}: column {config.prompt!r}: chat is off, expected a string, got {value!r:.60}")

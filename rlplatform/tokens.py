@@ -104,12 +104,12 @@ def _training(
     from model.chat import differences, encode_segments, training_segments
     from model.turns import Conversation
 
-    thinking = kwargs.pop("enable_thinking", True)
+    thinking = kwargs.pop("enable_thinking", None)
     conversation = Conversation(
         tokenizer,
         messages,
         tools=tools,
-        enable_thinking=thinking,
+        enable_thinking=True if thinking is None else thinking,
         add_generation_prompt=prompt,
         template_kwargs=kwargs,
     )
@@ -137,14 +137,15 @@ def _stock(
 
     notes: tuple[str, ...] = ()
     text = render_chat(tokenizer, messages, tools=tools, add_generation_prompt=prompt, template_kwargs=kwargs)
-    thinking = kwargs.pop("enable_thinking", True)
-    if not isinstance(thinking, bool):
+    thinking = kwargs.pop("enable_thinking", None)
+    if not isinstance(thinking, bool | None):
         notes += (f"enable_thinking={thinking!r} is neither true nor false; Qwen3's template takes it for true",)
     segments = [Segment(text, trained=False)]
+    spoken = [{**message, "content": message.get("content") or ""} for message in messages]  # None is shown like ""
     try:
         conversation = Conversation(
             tokenizer,
-            messages,
+            spoken,
             tools=tools,
             enable_thinking=thinking is not False,
             add_generation_prompt=prompt,
@@ -163,7 +164,9 @@ def _segments_of(conversation: Conversation, text: str) -> list[Segment]:
 
     segments = stock_segments(conversation)
     if _joined(segments) != text:
-        raise RenderError("the template writes something else when enable_thinking is given")
+        raise RenderError(
+            "the template writes something else when enable_thinking, or content that is absent, is given"
+        )
     return segments
 
 

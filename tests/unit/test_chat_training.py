@@ -121,6 +121,8 @@ def assistant_turns(draw: st.DrawFn, calls: bool) -> dict:
 @st.composite
 def conversations(draw: st.DrawFn) -> list[dict]:
     messages = [{"role": "system", "content": draw(TEXT)}] if draw(st.booleans()) else []
+    if draw(st.integers(0, 4)) == 0:
+        messages.append(draw(assistant_turns(calls=False)))  # it speaks first
     for _ in range(draw(st.integers(1, 8))):
         messages.append({"role": "user", "content": draw(TEXT)})
         for _ in range(draw(st.sampled_from([0, 0, 0, 1, 2]))):  # a chain of calls before the answer
@@ -166,7 +168,7 @@ def test_every_beginning_of_a_conversation_is_a_beginning_of_its_tokens(tokenize
         assert tokenizer.decode(part[-1:]) == "\n"  # the next prompt begins with it, as one stretch
         assert token_ids[: len(part) - 1].tolist() == part[:-1].tolist()
         assert mask[: len(part) - 1].tolist() == part_mask[:-1].tolist()
-        if thinking or turn_text(message).startswith(EMPTY):
+        if index and (thinking or turn_text(message).startswith(EMPTY)):
             prompt = encode_segments(
                 tokenizer,
                 render_segments(
@@ -175,7 +177,7 @@ def test_every_beginning_of_a_conversation_is_a_beginning_of_its_tokens(tokenize
             )[0]
             assert token_ids[: len(prompt)].tolist() == prompt.tolist()
     first = next(index for index, message in enumerate(messages) if message["role"] == "assistant")
-    if thinking or turn_text(messages[first]).startswith(EMPTY):
+    if first and (thinking or turn_text(messages[first]).startswith(EMPTY)):
         switch = {"enable_thinking": thinking}
         prompt = tokenizer.apply_chat_template(
             messages[:first], tools=tools, tokenize=False, add_generation_prompt=True, **switch
@@ -231,9 +233,25 @@ def test_control_tokens_that_a_user_writes_are_not_trained(tokenizer) -> None:
     assert tokenizer.decode(token_ids[mask]) == THOUGHT["content"] + "<|im_end|>"
 
 
-def test_no_prompt_and_nothing_said_are_refused(tokenizer) -> None:
-    with pytest.raises(RenderError, match="message 0: expected a system, user or tool message before"):
-        render_segments(tokenizer, [PLAIN])
+def test_an_assistant_may_speak_first(tokenizer) -> None:
+    prompt = "<|im_start|>assistant\n"
+    assert texts(render_segments(tokenizer, [PLAIN, USER])) == [
+        (prompt, False),
+        (EMPTY + "yes<|im_end|>", True),
+        ("\n<|im_start|>user\nq?<|im_end|>\n", False),
+    ]
+    off = render_segments(tokenizer, [THOUGHT, PLAIN], tools=[TOOL], enable_thinking=False)
+    assert off[0].text.startswith("<|im_start|>system\n# Tools")
+    assert off[0].text.endswith("<|im_end|>\n" + prompt)
+    assert texts(off)[1:] == [
+        (THOUGHT["content"] + "<|im_end|>", True),
+        ("\n" + prompt + EMPTY, False),
+        ("yes<|im_end|>", True),
+        ("\n", False),
+    ]
+
+
+def test_nothing_said_is_refused(tokenizer) -> None:
     with pytest.raises(RenderError, match="message 1: an assistant message without content, thought or tool call"):
         render_segments(tokenizer, [USER, {"role": "assistant", "content": None}])
 

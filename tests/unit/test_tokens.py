@@ -168,9 +168,22 @@ def test_ids_are_those_of_sampling_where_one_go_would_merge(tokenizer) -> None:
 
 
 def test_where_no_mask_can_be_told_the_row_says_so(tokenizer) -> None:
-    alone = render_row(tokenizer, {"messages": [THOUGHT]}, "here", training=False)
-    assert not alone.loss_mask.any()
-    assert alone.notes[0].startswith("loss_mask is false throughout: message 0: expected a system, user or tool")
+    template = tokenizer.chat_template
+    tokenizer.chat_template = "{% if messages | length > 3 %}long{% endif %}" + template
+    try:
+        row = render_row(tokenizer, TWO_TURNS, "here", training=False)
+    finally:
+        tokenizer.chat_template = template
+    assert row.text.startswith("long<|im_start|>")
+    assert not row.loss_mask.any()
+    assert row.notes[0].startswith(
+        "loss_mask is false throughout: the assistant's text cannot be found in the template"
+    )
+    silent = {"messages": [USER, {"role": "assistant", "content": None}]}
+    empty = render_row(tokenizer, silent, "here", training=False)
+    assert tokenizer.decode(empty.token_ids[empty.loss_mask]) == EMPTY + "<|im_end|>"
+    with pytest.raises(DataError, match="here: message 1: an assistant message without content, thought or tool call"):
+        render_row(tokenizer, silent, "here", training=True)
     odd = render_row(
         tokenizer, {"messages": [USER, THOUGHT], "kwargs": {"enable_thinking": "false"}}, "here", training=False
     )
