@@ -18,6 +18,8 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
+from model.moe import MIX_EXPERTS
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -37,9 +39,10 @@ def _dear_operators() -> frozenset[Any]:
         "_scaled_dot_product_efficient_attention",
         "_scaled_dot_product_cudnn_attention",
     )
+    # All products of the experts are one operator, which gives out no more than the layer's output and what it keeps.
     found = [getattr(torch.ops.aten, name).default for name in names if hasattr(torch.ops.aten, name)]
     varlen = getattr(getattr(torch.ops, "torch_attn", None), "_varlen_attn", None)
-    return frozenset([*found, varlen.default] if varlen is not None else found)
+    return frozenset([*found, MIX_EXPERTS, *([varlen.default] if varlen is not None else [])])
 
 
 def _policy(_context: Any, operator: Any, *_: Any, **__: Any) -> CheckpointPolicy:

@@ -142,6 +142,25 @@ def _mix(
     return _Mix.apply(x, weights, gate_up, down, *dispatch)
 
 
+@torch.library.custom_op("rlplatform::mix_experts", mutates_args=())  # one operator, for model/checkpointing.py
+def mix_experts(
+    x: torch.Tensor,
+    weights: torch.Tensor,
+    gate_up: torch.Tensor,
+    down: torch.Tensor,
+    tokens: torch.Tensor,
+    back: torch.Tensor,
+    ends: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """y [T, H] and h [T * k, 2I] of ``_Mix``."""
+    h = F.grouped_mm(x.index_select(0, tokens), gate_up.transpose(1, 2), offs=ends)
+    rows = F.grouped_mm(_gated(h), down.transpose(1, 2), offs=ends)
+    return _gather_sum(rows, back, weights.to(x.dtype)), h
+
+
+MIX_EXPERTS: Any = torch.ops.rlplatform.mix_experts.default
+
+
 class _Mix(torch.autograd.Function):
     """y_t = sum_j w_tj D_e (silu(G_e x_t) * U_e x_t), e = the j-th expert of t.
 
@@ -161,10 +180,9 @@ class _Mix(torch.autograd.Function):
         back: torch.Tensor,
         ends: torch.Tensor,
     ) -> torch.Tensor:
-        h = F.grouped_mm(x.index_select(0, tokens), gate_up.transpose(1, 2), offs=ends)
-        out = F.grouped_mm(_gated(h), down.transpose(1, 2), offs=ends)
+        out, h = mix_experts(x, weights, gate_up, down, tokens, back, ends)
         ctx.save_for_backward(x, weights, gate_up, down, tokens, back, ends, h)
-        return _gather_sum(out, back, weights.to(x.dtype))
+        return out
 
     @staticmethod
     @once_differentiable
