@@ -33,8 +33,8 @@ from rlplatform.config import (
 from rlplatform.roles import RunStopped
 from rlplatform.runs import RunFolder
 from rlplatform.tasks.arithmetic import problems
-from rlplatform.types import RolloutBatch
-from tests.integration.test_learner import VOCABULARY, configuration, equal, relative_error, rollouts
+from rlplatform.types import RolloutBatch, rows
+from tests.integration.test_learner import VOCABULARY, Reference, configuration, equal, relative_error, rollouts
 
 MOE = replace(
     PRESETS["tiny-moe"],
@@ -109,6 +109,30 @@ def update(learner: LearnerGroup, batch: RolloutBatch) -> tuple[dict[str, np.nda
 def whole(start: Any) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     """One rank, one micro-batch, no ZeRO: what every other layout must give."""
     return update(start(moe_configuration(stage=0, router_z_coef=0.1)), rollouts())
+
+
+def test_one_update_is_transformers_with_the_losses_written_out(model: str, whole: Any) -> None:
+    """Rows one by one through transformers' eager loop; f and p from its router logits."""
+    reference, batch = Reference(model), rollouts()
+    reference.hf.set_experts_implementation("eager")
+    logits: list[list[torch.Tensor]] = [[], [], []]
+    for span in rows(batch.cu_seqlens):
+        tokens = torch.tensor(batch.token_ids[span]).long()
+        for layer, of_row in enumerate(reference.hf(tokens[None], output_router_logits=True).router_logits):
+            logits[layer].append(of_row)
+    balance, z = torch.zeros(()), torch.zeros(())
+    for of_rows in logits:
+        of_layer = torch.cat(of_rows)
+        chosen = torch.zeros_like(of_layer).scatter(1, of_layer.topk(2).indices, 1.0)
+        balance = balance + 16 * (chosen.mean(0) / 2 * of_layer.softmax(-1).mean(0)).sum() / 3
+        z = z + of_layer.logsumexp(-1).square().mean() / 3
+    (balance + 0.1 * z).backward()
+    policy = reference.step(batch, range(12))
+    state, metrics = whole
+    assert relative_error(state, reference.state(), initial(model)) < 1e-4
+    assert metrics["router/balance_loss"] == pytest.approx(float(balance.detach()), rel=1e-5)
+    assert metrics["router/z_loss"] == pytest.approx(float(z.detach()), rel=1e-5)
+    assert metrics["loss/total"] == pytest.approx(policy + float((balance + 0.1 * z).detach()), rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -269,11 +293,11 @@ def test_sft_of_a_mixture_of_experts_learns_and_exports(cluster: None, tmp_path:
         ),
         rows=data,
     )
-    rows = RunFolder(result.model.parent).read_metrics()
-    assert [row["step"] for row in rows] == list(range(1, 41))
-    assert rows[-1]["loss"] < 0.6 * rows[0]["loss"]
-    assert all(row["router/balance_loss"] < 1.5 for row in rows[10:])
-    assert all(0.0 <= row["router/unused_share"] < 0.5 for row in rows)
+    steps = RunFolder(result.model.parent).read_metrics()
+    assert [step["step"] for step in steps] == list(range(1, 41))
+    assert steps[-1]["loss"] < 0.6 * steps[0]["loss"]
+    assert all(step["router/balance_loss"] < 1.5 for step in steps[10:])
+    assert all(0.0 <= step["router/unused_share"] < 0.5 for step in steps)
     reference = AutoModelForCausalLM.from_pretrained(result.model)
     assert type(reference).__name__ == "Qwen3MoeForCausalLM"
     assert reference.config.router_aux_loss_coef == pytest.approx(0.025)
