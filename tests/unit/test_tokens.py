@@ -321,7 +321,8 @@ def test_rollouts_of_a_run_are_shown_with_its_tokenizer(tokenizer, folder: Path,
 
     shutil.copytree(folder, tmp_path / "model")
     prompt = "<|im_start|>user\nq?<|im_end|>\n<|im_start|>assistant\n"
-    ids = tokenizer.encode("<think>\n\n</think>\n\n5<|im_end|>")
+    beyond = len(tokenizer) + 7  # an embedding may have more rows than there are tokens
+    ids = [*tokenizer.encode("<think>\n\n</think>\n\n5"), beyond, *tokenizer.encode("<|im_end|>")]
     row = {"prompt": prompt, "completion": "5", "token_ids": ids, "loss_mask": [*[True] * (len(ids) - 1), False]}
     (tmp_path / "rollouts").mkdir()
     file = tmp_path / "rollouts" / "step-000001.parquet"
@@ -330,6 +331,7 @@ def test_rollouts_of_a_run_are_shown_with_its_tokenizer(tokenizer, folder: Path,
     start = len(tokenizer.encode(prompt))
     assert f"{start + len(ids)} tokens, {len(ids) - 1} trained" in lines[0]
     assert lines[-1] == f"tokenizer: {tmp_path.resolve()}/model"
+    assert lines[-3].split(maxsplit=4)[1:] == [str(beyond), "assistant", "trained", f"'<id {beyond}>'"]
     assert lines[-2].split(maxsplit=4)[2:] == ["assistant", "-", "'<|im_end|>'"]
 
 
@@ -369,11 +371,12 @@ def test_roles_are_read_off_the_tokens(tokenizer) -> None:
         ),
         Segment("x<|im_end|>\n<|im_start|>assistant\n", trained=False),
         Segment("<tool_response>y<|im_end|>", trained=True),
+        Segment("<|im_start|>no role<|im_end|>", trained=True),  # as an untrained model samples
     ]
     ids, mask = encode_segments(tokenizer, segments)
     roles = token_roles(tokenizer, Rendered("", ids, mask))
     runs = [role for place, role in enumerate(roles) if place == 0 or roles[place - 1] != role]
-    assert runs == ["system", "user", "tool", "user", "assistant"]
+    assert runs == ["system", "user", "tool", "user", "assistant", "text"]
     assert token_roles(tokenizer, Rendered("", ids[-2:], mask[-2:])) == ["assistant", "assistant"]
     none = np.zeros(2, dtype=bool)
     assert token_roles(tokenizer, Rendered("", ids[3:5], none)) == ["text", "text"]
