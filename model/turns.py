@@ -186,6 +186,10 @@ class Conversation:
             content = content.removeprefix(opening + after) if opening and not after.strip() else content
             if not calls:
                 return content
+            if not content.rpartition(_CLOSE)[2].strip("\n"):  # nothing is said between the thought and the calls
+                silent = {**message, "content": "", "reasoning_content": None}
+                bare = self._text({**silent, "tool_calls": None}, index)
+                return content + self._text(silent, index).removeprefix(bare)
             shown = self._render([_USER, {**message, "content": self._word, "reasoning_content": None}])
             return content + shown.partition(self._word)[2].rpartition(self.end)[0]
         shown = self._render([_USER, message])

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import unicodedata
+from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -51,6 +54,7 @@ def turn_text(message: dict) -> str:
     content, reasoning = message["content"] or "", message.get("reasoning_content")
     if not reasoning and ("</think>" in content or content.lstrip().startswith("<think>")):
         text = content
+        content = content.rpartition("</think>")[2].strip("\n")  # what is said before the calls
     else:
         text = "<think>\n" + (reasoning or "").strip("\n") + "\n</think>\n\n" + content.lstrip("\n")
     for number, entry in enumerate(message.get("tool_calls") or []):
@@ -186,6 +190,37 @@ def test_every_beginning_of_a_conversation_is_a_beginning_of_its_tokens(tokenize
         assert token_ids[: len(ids)].tolist() == ids
 
 
+@settings(deadline=None, max_examples=40)
+@given(messages=conversations(), tools=st.sampled_from([None, [TOOL]]))
+def test_text_and_mask_are_those_of_trls_training_template(tokenizer, messages, tools) -> None:
+    """An implementation of others: a variant of the template that keeps every block and marks what is generated.
+
+    It rewrites inline blocks, so those are given in the form that it writes; and it trains the newline after a turn,
+    which no engine ever samples.
+    """
+    found = importlib.util.find_spec("trl")
+    path = Path(str(found.origin)).parent / "chat_templates" / "qwen3_training.jinja" if found else Path("trl")
+    if not path.exists():
+        pytest.skip(f"{path} is absent: TRL's training template is needed for this comparison")
+    for message in messages:
+        if message["role"] == "assistant" and not message.get("reasoning_content"):
+            text = message["content"] or ""
+            answer = text.rpartition("</think>")[2].replace("<think>", "").strip("\n")
+            thought = "hm" if "think>" in text else ""
+            message["content"] = f"<think>\n{thought}\n</think>\n\n{answer}" if thought else answer
+            message.pop("reasoning_content", None)
+    segments = render_segments(tokenizer, messages, tools=tools)
+    theirs = tokenizer.apply_chat_template(
+        messages, tools=tools, chat_template=path.read_text(), return_assistant_tokens_mask=True, return_dict=True
+    )
+    ids, mask = np.array(theirs["input_ids"]), np.array(theirs["assistant_masks"], dtype=bool)
+    assert "".join(segment.text for segment in segments) == tokenizer.apply_chat_template(
+        messages, tools=tools, chat_template=path.read_text(), tokenize=False
+    )
+    trained = "".join(segment.text + "\n" for segment in segments if segment.trained)
+    assert tokenizer.decode(ids[mask]) == unicodedata.normalize("NFC", trained)
+
+
 # --- single cases ----------------------------------------------------------------------------------------------------
 
 
@@ -225,6 +260,15 @@ def test_content_beside_calls_is_taken_word_for_word(tokenizer) -> None:
         '<think>a</think>b\n<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>'
         '\n<tool_call>\n{"name": "f", "arguments": {"y":2}}\n</tool_call><|im_end|>'
     )
+
+
+def test_calls_right_after_a_thought(tokenizer) -> None:
+    """Nothing said in between: the empty line after the block is followed by the call."""
+    message = {"role": "assistant", "content": "<think>\na\n</think>\n\n", "tool_calls": [call({})]}
+    field = {"role": "assistant", "content": "", "reasoning_content": "a", "tool_calls": [call({})]}
+    text = '<think>\na\n</think>\n\n<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call><|im_end|>'
+    assert render_segments(tokenizer, [USER, message])[1].text == text
+    assert render_segments(tokenizer, [USER, field])[1].text == text
 
 
 def test_control_tokens_that_a_user_writes_are_not_trained(tokenizer) -> None:
