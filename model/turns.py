@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from model.messages import Message, RenderError, render_chat
+from model.messages import Message, RenderError, check_messages, render_chat
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -60,8 +60,8 @@ class Conversation:
         self._tokenizer, self._tools = tokenizer, tools
         self._variables = {**(template_kwargs or {}), "enable_thinking": True}
         self._enable_thinking, self._add_generation_prompt = enable_thinking, add_generation_prompt
-        self._messages = messages
-        render_chat(tokenizer, messages, tools=tools, template_kwargs=self._variables)  # the checks come first
+        check_messages(messages, tools, template=str(tokenizer.chat_template))
+        self._messages = [_with_content(message, index) for index, message in enumerate(messages)]
         self._word = _absent_word(messages, tools)
         self._spoken = {"role": "assistant", "content": self._word}
         self._plain_prompt = self._render([_USER], prompt=True)
@@ -175,10 +175,7 @@ class Conversation:
         return tail
 
     def _text(self, message: Message, index: int) -> str:
-        content = message.get("content") or ""
-        calls, reasoning = message.get("tool_calls"), message.get("reasoning_content")
-        if message.get("content") is None and not calls and not reasoning:
-            raise RenderError(f"message {index}: an assistant message without content, thought or tool call")
+        content, calls, reasoning = message["content"], message.get("tool_calls"), message.get("reasoning_content")
         as_written = not reasoning and (_CLOSE in content or content.lstrip().startswith(_OPEN))
         if as_written:
             # A prompt may have opened the block itself.
@@ -199,6 +196,14 @@ class Conversation:
                 f"generation prompt {self._plain_prompt!r}; got {shown!r}"
             )
         return shown[len(self._plain_prompt) :].rpartition(self.end)[0]
+
+
+def _with_content(message: Message, index: int) -> dict[str, Any]:
+    """Absent content as an empty string: some templates refuse None, or write it as a word."""
+    content = message.get("content")
+    if content is None and not message.get("tool_calls") and not message.get("reasoning_content"):
+        raise RenderError(f"message {index}: an assistant message without content, thought or tool call")
+    return {**message, "content": content or ""}
 
 
 def _absent_word(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None) -> str:

@@ -277,6 +277,22 @@ def test_control_tokens_that_a_user_writes_are_not_trained(tokenizer) -> None:
     assert tokenizer.decode(token_ids[mask]) == THOUGHT["content"] + "<|im_end|>"
 
 
+def test_absent_content_is_empty_where_a_template_would_refuse_or_print_it(tokenizer) -> None:
+    """The first release of Qwen3's template fails on None."""
+    message = {"role": "assistant", "content": None, "reasoning_content": "a", "tool_calls": [call({})]}
+    expected = render_segments(tokenizer, [USER, message])
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.content is none %}{{ raise_exception('none') }}{% endif %}{% endfor %}"
+        + CHAT_TEMPLATE
+    )
+    try:
+        with pytest.raises(RenderError, match="the chat template refuses the conversation: none"):
+            render_chat(tokenizer, [USER, message])
+        assert render_segments(tokenizer, [USER, message]) == expected
+    finally:
+        tokenizer.chat_template = CHAT_TEMPLATE
+
+
 def test_an_assistant_may_speak_first(tokenizer) -> None:
     prompt = "<|im_start|>assistant\n"
     assert texts(render_segments(tokenizer, [PLAIN, USER])) == [
