@@ -49,7 +49,10 @@ def show_file(
     if not file.is_file():
         raise DataError(f"{file}: no such file")
     name = tokenizer or _nearby_tokenizer(file)
-    loaded = tokenizer_of(name)
+    try:
+        loaded = tokenizer_of(name)
+    except ConfigError as error:
+        raise error if tokenizer else ConfigError(f"{error}; give --tokenizer, a folder or hub id") from error
     shown = 0
     first = line or 1
     for number, (where, row) in enumerate(_rows(file), 1):

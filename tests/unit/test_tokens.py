@@ -353,6 +353,8 @@ def test_what_cannot_be_shown_is_said(folder: Path, tmp_path: Path) -> None:
         shown(rows, tokenizer=str(folder), line=2)
     with pytest.raises(DataError, match="no such file"):
         shown(tmp_path / "none.jsonl", tokenizer=str(folder))
+    with pytest.raises(ConfigError, match=r"'Qwen/Qwen3-0.6B': .*; give --tokenizer, a folder or hub id"):
+        shown(rows)  # no tokenizer beside it, and no hub in tests
     (tmp_path / "bad.json").write_text("3")
     with pytest.raises(DataError, match="expected a JSON row or list of messages, got int"):
         shown(tmp_path / "bad.json", tokenizer=str(folder))
