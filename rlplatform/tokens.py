@@ -103,6 +103,7 @@ def _training(
 ) -> Rendered:
     from model.chat import differences, encode_segments, training_segments
     from model.turns import Conversation
+    from rewards.response import OPEN, parse
 
     thinking = kwargs.pop("enable_thinking", None)
     conversation = Conversation(
@@ -119,6 +120,11 @@ def _training(
     notes: tuple[str, ...] = ()
     if not conversation.turns:
         notes += ("no assistant message: nothing of it is trained",)
+    notes += tuple(
+        f"message {turn.message}: the think block is not closed, and the end of the turn after it is trained"
+        for turn in conversation.turns
+        if not parse(turn.text, opened=turn.before.rstrip().endswith(OPEN)).finished
+    )
     whole = tokenizer(text, add_special_tokens=False)["input_ids"]
     if whole != token_ids.tolist():
         notes += (

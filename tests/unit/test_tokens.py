@@ -191,6 +191,13 @@ def test_where_no_mask_can_be_told_the_row_says_so(tokenizer) -> None:
     assert odd.notes == ("enable_thinking='false' is neither true nor false; Qwen3's template takes it for true",)
 
 
+def test_a_thought_that_never_ends_is_pointed_out(tokenizer) -> None:
+    cut = {"role": "assistant", "content": "<think>\nhm"}
+    rendered = render_row(tokenizer, {"messages": [USER, THOUGHT, USER, cut]}, "here", training=True)
+    assert rendered.notes == ("message 3: the think block is not closed, and the end of the turn after it is trained",)
+    assert tokenizer.decode(rendered.token_ids[rendered.loss_mask]).endswith("<think>\nhm<|im_end|>")
+
+
 BAD_ROWS = {
     "json": ("{", "expected one JSON object a line"),
     "list": ("[1]", "expected a JSON object, got list"),
