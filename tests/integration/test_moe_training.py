@@ -18,9 +18,13 @@ from actors.learner import LearnerGroup
 from actors.learner_worker import LearnerWorker
 from model.config import PRESETS
 from model.hf import load_policy
+from model.logprobs import TokenScorer
+from model.moe import RouterRecord
 from model.qwen3 import Qwen3
 from model.tokenizer import chat_texts, train_bpe
+from pretrain.examples import load_examples
 from pretrain.sft import run_sft
+from pretrain.step import micro_batch_loss, plan_steps
 from rlplatform.config import (
     ConfigError,
     DataConfig,
@@ -270,13 +274,32 @@ def test_a_coefficient_for_a_dense_model_is_refused(cluster: None, tmp_path: Pat
 # --- SFT ------------------------------------------------------------------------------------------------------------
 
 
+def first_step(folder: str, data: list[dict], *, coef: float) -> tuple[float, float]:
+    """Balance loss and gradient norm of the first optimiser step, all its rows in one packed pass in this process."""
+    from transformers import AutoTokenizer
+
+    examples, _ = load_examples(
+        DataConfig(prompt="messages"), AutoTokenizer.from_pretrained(folder), rows=data, max_tokens=96
+    )
+    row_ids = next(plan_steps(examples.lengths, seed=SFTConfig().seed, tokens_per_step=512))
+    policy, record = load_policy(folder), RouterRecord()
+    denominator = int(examples.loss_tokens[row_ids].sum())
+    loss, _ = micro_batch_loss(TokenScorer(policy), examples, row_ids, denominator=denominator, router=record)
+    sums, counts = torch.stack(record.probability_sums), torch.stack(record.counts)
+    f, p = counts / counts.sum(1, keepdim=True), sums / record.num_tokens
+    balance = (counts.shape[1] * (f * p).sum(1)).mean()
+    (loss + coef * balance).backward()
+    grads = [parameter.grad for parameter in policy.parameters() if parameter.grad is not None]
+    return float(balance.detach()), float(torch.nn.utils.get_total_norm(grads))
+
+
 def test_sft_of_a_mixture_of_experts_learns_and_exports(cluster: None, tmp_path: Path) -> None:
     """Two ZeRO-3 ranks, several micro-batches a step, the checkpoint's own coefficient."""
     from transformers import AutoModelForCausalLM
 
     data = problems(0, num_sft=300, num_train=0, num_test=0, digits={2: 1})["sft"]
     train_bpe(chat_texts(row["messages"] for row in data), 320, tmp_path / "start")
-    config = replace(MOE, vocab_size=320, balance_coef=0.05)
+    config = replace(MOE, vocab_size=320, balance_coef=1.0)
     policy = Qwen3(config).init_weights(0)
     state = policy.to_checkpoint((n, p.detach()) for n, p in policy.hf_named_parameters())
     policy.save_pretrained(tmp_path / "start", state)
@@ -296,11 +319,15 @@ def test_sft_of_a_mixture_of_experts_learns_and_exports(cluster: None, tmp_path:
     steps = RunFolder(result.model.parent).read_metrics()
     assert [step["step"] for step in steps] == list(range(1, 41))
     assert steps[-1]["loss"] < 0.6 * steps[0]["loss"]
+    balance, norm = first_step(str(tmp_path / "start"), data, coef=1.0)
+    assert steps[0]["router/balance_loss"] == pytest.approx(balance, rel=1e-5)
+    assert steps[0]["optimizer/grad_norm"] == pytest.approx(norm, rel=1e-5)
+    assert abs(first_step(str(tmp_path / "start"), data, coef=0.0)[1] / norm - 1) > 1e-3  # the coefficient would show
     assert all(step["router/balance_loss"] < 1.5 for step in steps[10:])
     assert all(0.0 <= step["router/unused_share"] < 0.5 for step in steps)
     reference = AutoModelForCausalLM.from_pretrained(result.model)
     assert type(reference).__name__ == "Qwen3MoeForCausalLM"
-    assert reference.config.router_aux_loss_coef == pytest.approx(0.025)
+    assert reference.config.router_aux_loss_coef == pytest.approx(0.5)
     native = load_policy(str(result.model))
     tokens = torch.arange(20) + 5
     with torch.no_grad():
