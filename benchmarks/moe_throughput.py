@@ -19,10 +19,8 @@ from __future__ import annotations
 
 import argparse
 import os
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +31,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch: what a rank on CPU has
 import torch
 import transformers
 
-from benchmarks.common import peak_resident_mib, report
+from benchmarks.common import cpu_seconds, peak_resident_mib, report
 from benchmarks.native_vs_transformers import Shape, packed_rows, scorer_step
 from model.config import PRESETS, Qwen3Config
 from model.hf import load_policy
@@ -110,21 +108,6 @@ def model_step(arm: str, folder: str, shape: Shape) -> Callable[[], float]:
 
 def build(level: str, arm: str, config: Qwen3Config, folder: str, *, rows: int, tokens: int) -> Callable[[], float]:
     return layer_step(arm, config, tokens) if level == "layer" else model_step(arm, folder, Shape(config, rows))
-
-
-def cpu_seconds(steps: dict[str, Callable[[], float]], repeats: int) -> dict[str, float]:
-    """Median CPU seconds of each step, taken in turns after one warm-up; the steps must agree on their number."""
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    losses: dict[str, float] = {}
-    for repeat in range(repeats + 1):
-        for name, step in steps.items():
-            began = time.process_time()
-            losses[name] = step()
-            if repeat:
-                times[name].append(time.process_time() - began)
-    if max(losses.values()) - min(losses.values()) > 1e-4:
-        raise SystemExit(f"the arms do not compute the same: {losses}")
-    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def peak_mib(level: str, arm: str, folder: str) -> float:
