@@ -26,10 +26,11 @@ from typing import Any, NoReturn, Protocol
 import numpy as np
 import ray
 
-from actors.engine import effective_zero_stage, process_environment, read_checkpoint
+from actors.engine import effective_zero_stage, read_checkpoint
 from actors.fleet import Err, Fleet
 from actors.learner_worker import LearnerWorker, StepPlan, UpdateReport
 from actors.logs import environment as log_environment
+from actors.training_process import process_environment
 from model.hf import load_policy
 from model.lora import check_targets
 from rlplatform import batching, losses, sharding

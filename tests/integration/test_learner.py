@@ -18,9 +18,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, Qwen3Config
 
-from actors.engine import _random_state, _set_random_state, learning_rate
+from actors.engine import learning_rate
 from actors.learner import LearnerGroup
 from actors.learner_worker import MicroBatch, policy_loss
+from actors.training_process import random_state, set_random_state
 from model.hf import load_policy
 from model.logprobs import TokenScorer
 from rlplatform.batching import loss_denominator
@@ -406,10 +407,10 @@ def test_random_states_of_every_rank_and_library_are_kept(start: Any, tmp_path: 
     def draw() -> tuple[float, float, float]:
         return random.random(), float(np.random.random()), float(torch.rand(()))
 
-    mine = _random_state()
+    mine = random_state()
     first = draw()
     assert draw() != first
-    _set_random_state(mine)
+    set_random_state(mine)
     assert draw() == first
 
     learner = start(configuration(2))
