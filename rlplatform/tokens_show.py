@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.text import Text
 
 from rlplatform.config import ConfigError, DataConfig
-from rlplatform.data import DataError, read_rows
+from rlplatform.data import DataError, read_json, read_rows
 from rlplatform.tokens import Rendered, meta_file, render_row, tokenizer_of
 
 if TYPE_CHECKING:
@@ -87,10 +87,7 @@ def _rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     if file.suffix != ".json":
         yield from read_rows(DataConfig(path=str(file)))
         return
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DataError(f"{file}: expected a JSON row or list of messages: {error}") from error
+    value = read_json(file, f"{file}: expected a JSON row or list of messages")
     if isinstance(value, list) and value and all(isinstance(item, dict) and "role" in item for item in value):
         value = {"messages": value}
     for number, row in enumerate(value if isinstance(value, list) else [value], 1):
@@ -160,8 +157,10 @@ def _stored(tokenizer: PreTrainedTokenizerBase, row: dict[str, Any], where: str)
     ids, mask = row["token_ids"], row.get("loss_mask")
     if not isinstance(ids, list) or not isinstance(mask, list) or len(ids) != len(mask):
         raise DataError(f"{where}: expected token_ids and loss_mask, lists of one length")
-    if not all(isinstance(token, int) for token in ids):
-        raise DataError(f"{where}: expected token_ids to be whole numbers")
+    if not all(type(token) is int and -(2**31) <= token < 2**31 for token in ids):
+        raise DataError(f"{where}: expected token_ids to be whole numbers of 32 bits")
+    if not all(isinstance(trained, bool) for trained in mask):
+        raise DataError(f"{where}: expected loss_mask to be true or false throughout")
     prompt: list[int] = []
     text = row.get("text")
     if isinstance(row.get("prompt"), str) and isinstance(row.get("completion"), str):  # a rollout

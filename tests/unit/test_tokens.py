@@ -201,6 +201,9 @@ def test_a_thought_that_never_ends_is_pointed_out(tokenizer) -> None:
 BAD_ROWS = {
     "json": ("{", "expected one JSON object a line"),
     "list": ("[1]", "expected a JSON object, got list"),
+    "deep": ('{"a":' + "[" * 10**5 + "]" * 10**5 + "}", "nested too deeply"),
+    "half a character": ('{"text": "\\ud83d"}', r"\\ud83d is half of a character: its pair is missing"),
+    "half elsewhere": ('{"text": "a", "b": [{"\\uDE00": 1}]}', r"\\ude00 is half of a character"),
     "neither": ({"prompt": "x"}, r"expected `messages` \(a list\), or `text` \(a string\), got a row with prompt"),
     "nothing": ({}, "got a row with no columns"),
     "text": ({"text": 3}, "got text of type int"),
@@ -354,6 +357,27 @@ def test_tokens_of_another_tokenizer_are_not_shown(folder: Path, tmp_path: Path)
         shown(broken, tokenizer=str(folder))
 
 
+@pytest.mark.parametrize(
+    ("ids", "mask", "reason"),
+    [
+        ([1, 2], [True], "token_ids and loss_mask, lists of one length"),
+        ([1, 10**12], [True, False], "token_ids to be whole numbers of 32 bits"),
+        ([1, True], [True, False], "token_ids to be whole numbers of 32 bits"),
+        ([1, 2], ["false", "true"], "loss_mask to be true or false throughout"),
+    ],
+)
+def test_stored_tokens_that_are_none_are_refused(folder: Path, tmp_path: Path, ids, mask, reason: str) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", {"token_ids": ids, "loss_mask": mask})
+    with pytest.raises(DataError, match=f"rows.jsonl:1: expected {reason}"):
+        shown(rows, tokenizer=str(folder))
+
+
+def test_characters_beyond_the_basic_plane_may_be_escaped(folder: Path, tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", '{"text": "\\ud83d\\ude00"}')
+    render_file(str(folder), rows, tmp_path / "out.jsonl", training=False)
+    assert read_rows(tmp_path / "out.jsonl")[0]["text"] == "\U0001f600"
+
+
 def test_what_cannot_be_shown_is_said(folder: Path, tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "rows.jsonl", TWO_TURNS)
     with pytest.raises(DataError, match="expected at least 2 rows"):
@@ -362,6 +386,9 @@ def test_what_cannot_be_shown_is_said(folder: Path, tmp_path: Path) -> None:
         shown(tmp_path / "none.jsonl", tokenizer=str(folder))
     with pytest.raises(ConfigError, match=r"'Qwen/Qwen3-0.6B': .*; give --tokenizer, a folder or hub id"):
         shown(rows)  # no tokenizer beside it, and no hub in tests
+    (tmp_path / "half.json").write_text('[{"text": "\\ud83d"}]')
+    with pytest.raises(DataError, match="half of a character"):
+        shown(tmp_path / "half.json", tokenizer=str(folder))
     (tmp_path / "bad.json").write_text("3")
     with pytest.raises(DataError, match="expected a JSON row or list of messages, got int"):
         shown(tmp_path / "bad.json", tokenizer=str(folder))
