@@ -56,7 +56,7 @@ def measure(preset_or_path: str) -> ModelSize:
     Raises:
         ConfigError: neither; with the nearest preset's name.
     """
-    from model.config import PRESETS, Qwen3Config, UnsupportedModelError, unsupported_reason
+    from model.config import PRESETS, Qwen3Config, unsupported_reason
 
     if preset_or_path in PRESETS:
         return _qwen3(preset_or_path, PRESETS[preset_or_path])
@@ -64,9 +64,12 @@ def measure(preset_or_path: str) -> ModelSize:
     try:
         known = not unsupported_reason(values)
         size = _qwen3(preset_or_path, Qwen3Config.from_hf(values)) if known else _other(preset_or_path, values)
-        return replace(size, stored=_stored(preset_or_path))
-    except (UnsupportedModelError, ValueError, KeyError, TypeError, OSError) as error:
+    except Exception as error:  # transformers' configuration classes raise whatever they like
         raise ConfigError(f"{preset_or_path}: config.json does not describe a model: {error!s:.200}") from error
+    try:
+        return replace(size, stored=_stored(preset_or_path))
+    except (ValueError, OSError) as error:
+        raise ConfigError(str(error)) from error
 
 
 def _config_json(path: str, presets: Mapping[str, Any]) -> dict[str, Any]:

@@ -162,6 +162,17 @@ def test_folders_that_hold_no_model(tmp_path: Path) -> None:
         (tmp_path / "config.json").write_text(json.dumps(values))
         with pytest.raises(ConfigError, match=r"config.json does not describe a model"):
             measure(str(tmp_path))
+    for values, reason in (
+        ({"model_type": "llama", "hidden_size": "x"}, "hidden_size"),
+        (PRESETS["tiny"].to_hf() | {"rope_parameters": [1]}, r"rope_parameters: expected an object, got \[1\]"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(values))
+        with pytest.raises(ConfigError, match=f"(?s)config.json does not describe a model: .*{reason}"):
+            measure(str(tmp_path))
+    (tmp_path / "config.json").write_text(json.dumps(PRESETS["tiny"].to_hf()))
+    (tmp_path / "model.safetensors").write_bytes(b"cut")
+    with pytest.raises(ConfigError, match=r"^\S+/model.safetensors: expected a whole safetensors file"):
+        measure(str(tmp_path))
     with pytest.raises(ConfigError, match="--ranks: expected numbers from 1 on"):
         show("tiny", ranks=[0])
 
