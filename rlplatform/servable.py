@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from model.config import UnsupportedModelError
+from model.config import DENSE, MOE, UnsupportedModelError
+from model.positions import rope_settings
 from rlplatform.config import ConfigError, EvalConfig, ModelConfig, RLConfig, SFTConfig
 
 
@@ -42,10 +43,14 @@ def check_positions(path: str, model: ModelConfig) -> dict[str, Any]:
     """The model's ``config.json`` with the run's positions in.
 
     Raises:
-        ConfigError: positions that ``model.rope_theta`` or ``model.yarn_factor`` cannot change.
+        ConfigError: positions that ``model.rope_theta`` or ``model.yarn_factor`` cannot change, or that a Qwen3's
+            config.json states twice and differently.
     """
+    values = _config_json(path)
     try:
-        return model.rope.apply(_config_json(path))
+        if values.get("model_type") in (DENSE, MOE):
+            rope_settings(values)
+        return model.rope.apply(values)
     except UnsupportedModelError as error:
         raise ConfigError(f"{path}: {error}") from error
 
@@ -69,7 +74,10 @@ def _config_json(path: str) -> Mapping[str, Any]:
             from huggingface_hub import hf_hub_download
 
             file = Path(hf_hub_download(path, "config.json"))
-        return json.loads(file.read_text())
+        values = json.loads(file.read_text())
+        if not isinstance(values, dict):
+            raise ValueError(f"config.json: expected a JSON object, got {type(values).__name__}")
+        return values
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"model.path={path!r}: expected a Hugging Face folder with config.json, or a hub id, got "

@@ -150,3 +150,15 @@ def test_a_path_that_is_no_model_is_named(name: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="expected a Hugging Face folder with") as got:
         check_servable(path, ModelConfig(), 64)
     assert path in str(got.value)
+
+
+def test_positions_stated_twice_are_refused_before_anything_starts(tmp_path: Path) -> None:
+    """Evaluation has no learner that would refuse them when it loads."""
+    values = PRESETS["tiny"].to_hf()
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}
+    (tmp_path / "config.json").write_text(json.dumps(values | {"rope_scaling": yarn}))
+    with pytest.raises(ConfigError, match="the rope settings are stated twice and differ"):
+        check_servable(str(tmp_path), ModelConfig(), 64)
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(ConfigError, match="expected a Hugging Face folder with config.json, or a hub id, got .*object"):
+        check_servable(str(tmp_path), ModelConfig(), 64)
