@@ -71,4 +71,4 @@ def run_layer(layer: nn.Module, x: torch.Tensor, attend: Any, mode: CHECKPOINTIN
     if mode == "none":
         return layer(x, attend)
     arguments: dict[str, Any] = {"context_fn": selective_contexts} if mode == "selective" else {}
-    return checkpoint(layer, x, attend, use_reentrant=False, preserve_rng_state=False, **arguments)
+    return checkpoint(layer, x, attend, use_reentrant=False, **arguments)

@@ -144,6 +144,26 @@ def test_only_adapters_train_and_fresh_ones_change_nothing(folder: Path) -> None
             assert parameter.grad.abs().max() > 0, name
 
 
+@pytest.mark.parametrize("mode", ["selective", "full"])
+def test_a_layer_computed_again_drops_what_it_dropped(folder: Path, mode: Any) -> None:
+    """Another mask in the recomputation would give gradients of a function that was never evaluated."""
+    grads = []
+    for checkpointing in ("none", mode):
+        policy = load_policy(str(folder), activation_checkpointing=checkpointing)
+        add_adapters(policy, **SETTINGS, dropout=0.5, targets=ATTENTION)
+        with torch.no_grad():
+            for name, parameter in policy.named_parameters():
+                if "lora_B" in name:
+                    parameter.fill_(0.1)
+        policy.train()
+        torch.manual_seed(3)
+        logits(policy).square().sum().backward()
+        grads.append({name: p.grad for name, p in policy.named_parameters() if p.grad is not None})
+    assert len(grads[0]) == 2 * 2 * len(ATTENTION)
+    for name, grad in grads[0].items():
+        torch.testing.assert_close(grads[1][name], grad, atol=0, rtol=0, msg=name)
+
+
 @pytest.mark.parametrize("mode", ["none", "selective", "full"])
 def test_gradients_are_those_of_the_formula_under_any_checkpointing(mode: Any) -> None:
     """d/dB and d/dA of a loss, by chaining the gradient of the merged weight: G -> s G A^T, s B^T G."""
