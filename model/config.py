@@ -54,7 +54,9 @@ class Qwen3Config:
         check_types(self)
         if self.rope_theta <= 1:
             raise ValueError(f"rope_theta: expected > 1, got {self.rope_theta}")
-        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size"):
+        if not self.rms_norm_eps > 0:
+            raise ValueError(f"rms_norm_eps: expected > 0, got {self.rms_norm_eps}")
+        for name in _AT_LEAST_ONE:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected >= 1, got {getattr(self, name)}")
         if self.num_attention_heads % self.num_key_value_heads:
@@ -181,6 +183,14 @@ class Qwen3Config:
         return {**self.extra, **values}
 
 
+_AT_LEAST_ONE = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "vocab_size",
+    "max_position_embeddings",
+)
 _PLAIN = (
     "hidden_size",
     "intermediate_size",
