@@ -125,6 +125,11 @@ def _training(
         for turn in conversation.turns
         if not parse(turn.text, opened=turn.before.rstrip().endswith(OPEN)).finished
     )
+    notes += tuple(
+        f"message {turn.message}: its text holds {conversation.end!r}, where the model will stop"
+        for turn in conversation.turns
+        if conversation.end in turn.text
+    )
     whole = tokenizer(text, add_special_tokens=False)["input_ids"]
     if whole != token_ids.tolist():
         notes += (
