@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -70,12 +71,16 @@ def render_row(tokenizer: PreTrainedTokenizerBase, row: Mapping[str, Any], where
     if row.get("messages") is None:
         return _encode_text(tokenizer, row, where)
     tools, prompt, kwargs = _options(row, where)
+    unread = [name for name in kwargs if not re.search(rf"\b{re.escape(name)}\b", str(tokenizer.chat_template))]
     try:
-        if training:
-            return _training(tokenizer, row["messages"], tools, prompt, kwargs)
-        return _stock(tokenizer, row["messages"], tools, prompt, kwargs)
+        render = _training if training else _stock
+        rendered = render(tokenizer, row["messages"], tools, prompt, kwargs)
     except RenderError as error:
         raise DataError(f"{where}: {error}") from error
+    if unread:
+        note = f"kwargs: the chat template does not read {', '.join(unread)}"
+        rendered = replace(rendered, notes=(*rendered.notes, note))
+    return rendered
 
 
 def _encode_text(tokenizer: PreTrainedTokenizerBase, row: Mapping[str, Any], where: str) -> Rendered:

@@ -211,6 +211,13 @@ def test_an_end_of_turn_inside_a_turn_is_pointed_out_and_hides_no_user_text(toke
     assert trained == f"{EMPTY}a{prompt}b<|im_end|>{THOUGHT['content']}<|im_end|>"
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_a_variable_that_the_template_does_not_read_is_pointed_out(tokenizer, training: bool) -> None:
+    row = {"messages": [USER, THOUGHT], "kwargs": {"enable_thinkin": False, "enable_thinking": True}}
+    notes = render_row(tokenizer, row, "here", training=training).notes
+    assert notes == ("kwargs: the chat template does not read enable_thinkin",)
+
+
 BAD_ROWS = {
     "json": ("{", "expected one JSON object a line"),
     "list": ("[1]", "expected a JSON object, got list"),
