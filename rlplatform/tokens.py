@@ -21,6 +21,7 @@ import numpy as np
 
 from rlplatform.config import ConfigError
 from rlplatform.data import DataError, read_jsonl
+from rlplatform.servable import tokenizer_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,16 +45,6 @@ class Rendered:
     def __post_init__(self) -> None:
         if len(self.token_ids) != len(self.loss_mask):
             raise ValueError(f"expected one mask bit a token, got {len(self.loss_mask)} for {len(self.token_ids)}")
-
-
-def tokenizer_of(path_or_id: str) -> PreTrainedTokenizerBase:
-    """``model.tokenizer.load_tokenizer`` for the command line. Raises ConfigError."""
-    from model.tokenizer import TokenizerError, load_tokenizer
-
-    try:
-        return load_tokenizer(path_or_id)
-    except TokenizerError as error:
-        raise ConfigError(str(error)) from error
 
 
 def render_row(tokenizer: PreTrainedTokenizerBase, row: Mapping[str, Any], where: str, *, training: bool) -> Rendered:
