@@ -6,7 +6,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from rlplatform.losses import combine_stats
 from rlplatform.roles import RunStopped
 from rlplatform.sharding import split_minibatches
 from rlplatform.types import RolloutBatch, TrainBatch, rows
+from tests.integration.conftest import StartLearner
 
 VOCABULARY = 2048
 # With eps far above any gradient AdamW's first step is lr * gradient / eps: weights show gradients, not their signs.
@@ -64,13 +65,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
-
-
 def configuration(ranks: int = 1, *, stage: int = 2, budget: int = 8192, **changes: Any) -> RLConfig:
     learner = LearnerConfig(
         num_workers=ranks,
@@ -91,21 +85,8 @@ def configuration(ranks: int = 1, *, stage: int = 2, budget: int = 8192, **chang
 
 
 @pytest.fixture(scope="module")
-def start(cluster: None, model: str) -> Iterator[Callable[[RLConfig], LearnerGroup]]:
-    """Processes of one and of two ranks are started once; a test loads its configuration into them."""
-    groups: dict[int, LearnerGroup] = {}
-
-    def started(config: RLConfig) -> LearnerGroup:
-        ranks = config.learner.num_workers
-        if ranks in groups:
-            groups[ranks].restart(config, model)
-        else:
-            groups[ranks] = LearnerGroup(config, model)
-        return groups[ranks]
-
-    yield started
-    for group in groups.values():
-        group.close()
+def start(start_learner: StartLearner, model: str) -> Callable[[RLConfig], LearnerGroup]:
+    return lambda config: start_learner(config, model)
 
 
 def rollouts(num_rows: int = 12, seed: int = 0) -> RolloutBatch:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,6 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from actors.learner import LearnerGroup
 from actors.parity import rows_of
 from actors.payload import flatten
 from actors.rollout_fleet import RolloutFleet
@@ -40,19 +37,14 @@ from rlplatform.config import (
 from rlplatform.roles import RunStopped
 from rlplatform.types import SamplingParams
 from tests.integration import rollout_models as kit
+from tests.integration.conftest import StartLearner
 from tests.integration.test_learner import PLAIN_GRADIENT, Reference, relative_error, rollouts
+
+pytestmark = pytest.mark.usefixtures("cluster")
 
 LORA = LoraConfig(rank=4, alpha=8.0)
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 DENSE_MLP = ("gate_proj", "up_proj", "down_proj")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
-    ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -82,27 +74,6 @@ def configuration(ranks: int = 1, *, stage: int = 2, lora: LoraConfig = LORA, **
         "reward": RewardConfig(functions={"math": 1.0}),
     }
     return RLConfig(**{**fields, **changes})
-
-
-Start = Callable[[RLConfig, str], LearnerGroup]
-
-
-@pytest.fixture(scope="module")
-def start(cluster: None) -> Iterator[Start]:
-    """Processes of one and of two ranks are started once; a test loads its configuration and model into them."""
-    groups: dict[int, LearnerGroup] = {}
-
-    def started(config: RLConfig, model: str) -> LearnerGroup:
-        ranks = config.learner.num_workers
-        if ranks in groups:
-            groups[ranks].restart(config, model)
-        else:
-            groups[ranks] = LearnerGroup(config, model)
-        return groups[ranks]
-
-    yield started
-    for group in groups.values():
-        group.close()
 
 
 def base_of(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -154,10 +125,10 @@ def manifest_of(payload: Any) -> dict[str, tuple[Any, ...]]:
     ],
 )
 def test_updates_are_pefts_and_what_leaves_is_merged(
-    start: Start, models: dict[str, str], tmp_path: Path, kind: str, ranks: int, stage: int
+    start_learner: StartLearner, models: dict[str, str], tmp_path: Path, kind: str, ranks: int, stage: int
 ) -> None:
     model = models[kind]
-    learner, batch = start(configuration(ranks, stage=stage), model), rollouts()
+    learner, batch = start_learner(configuration(ranks, stage=stage), model), rollouts()
     first = learner.full_state()
     reference = AdapterReference(model, adapters_of(first))
     targets = {name.split(".lora_")[0].rpartition(".")[2] for name in adapters_of(first)}
@@ -188,9 +159,9 @@ def test_updates_are_pefts_and_what_leaves_is_merged(
     assert (settings["r"], settings["lora_alpha"], settings["base_model_name_or_path"]) == (4, 8.0, model)
 
 
-def test_bfloat16_trains_adapters_and_leaves_the_base(start: Start, models: dict[str, str]) -> None:
+def test_bfloat16_trains_adapters_and_leaves_the_base(start_learner: StartLearner, models: dict[str, str]) -> None:
     config = configuration(2, stage=2, model=ModelConfig(dtype="bfloat16"))
-    learner, batch = start(config, models["dense"]), rollouts()
+    learner, batch = start_learner(config, models["dense"]), rollouts()
     first = learner.full_state()
     for _ in range(2):
         learner.update(learner.add_logprobs(batch))
@@ -199,11 +170,11 @@ def test_bfloat16_trains_adapters_and_leaves_the_base(start: Start, models: dict
     assert all(np.any(value != adapters_of(state)[name]) for name, value in adapters_of(first).items())
 
 
-def test_the_kl_reference_is_the_model_without_adapters(start: Start, models: dict[str, str]) -> None:
+def test_the_kl_reference_is_the_model_without_adapters(start_learner: StartLearner, models: dict[str, str]) -> None:
     from rlplatform.config import AlgorithmConfig
 
     config = configuration(2, stage=3, algorithm=AlgorithmConfig(kl_coef=0.5, kl_estimator="k3"))
-    learner, batch = start(config, models["dense"]), rollouts()
+    learner, batch = start_learner(config, models["dense"]), rollouts()
     expected = Reference(models["dense"]).logprobs(batch)
     for _ in range(2):
         train_batch = learner.add_logprobs(batch)
@@ -214,17 +185,17 @@ def test_the_kl_reference_is_the_model_without_adapters(start: Start, models: di
 
 @pytest.mark.parametrize(("ranks", "stage"), [(1, 0), (2, 2), (2, 3)])
 def test_a_checkpoint_continues_bit_for_bit_and_optimises_adapters_alone(
-    start: Start, models: dict[str, str], tmp_path: Path, ranks: int, stage: int
+    start_learner: StartLearner, models: dict[str, str], tmp_path: Path, ranks: int, stage: int
 ) -> None:
     config = configuration(ranks, stage=stage, optimizer=OptimizerConfig(lr=1e-2))
-    learner, batch = start(config, models["dense"]), rollouts()
+    learner, batch = start_learner(config, models["dense"]), rollouts()
     learner.update(learner.add_logprobs(batch))
     learner.save(str(tmp_path))
     num_adapted = sum(value.size for value in adapters_of(learner.full_state()).values())
     learner.update(learner.add_logprobs(batch))
     whole = learner.full_state()
 
-    learner = start(config, models["dense"])
+    learner = start_learner(config, models["dense"])
     learner.load(str(tmp_path))
     learner.update(learner.add_logprobs(batch))
     again = learner.full_state()
@@ -248,7 +219,9 @@ def _numel(value: Any) -> int:
     return 0
 
 
-def test_an_engine_computes_with_the_merged_weights(start: Start, models: dict[str, str], tmp_path: Path) -> None:
+def test_an_engine_computes_with_the_merged_weights(
+    start_learner: StartLearner, models: dict[str, str], tmp_path: Path
+) -> None:
     model = models["dense"]
     fleet = RolloutFleet(
         model,
@@ -259,7 +232,7 @@ def test_an_engine_computes_with_the_merged_weights(start: Start, models: dict[s
         seed=0,
     )
     try:
-        learner = start(configuration(2, stage=2, optimizer=OptimizerConfig(lr=3e-2)), model)
+        learner = start_learner(configuration(2, stage=2, optimizer=OptimizerConfig(lr=3e-2)), model)
         learner.attach(WeightSync(fleet, PublishConfig()))
         learner.publish()
         initial = rows_of(fleet.generate(kit.requests(8, 2)))
@@ -320,16 +293,16 @@ def test_supervised_training_exports_merged_weights_and_adapters(models: dict[st
 
 
 def test_what_cannot_go_on_is_refused_and_says_what_to_set(
-    start: Start, models: dict[str, str], tmp_path: Path
+    start_learner: StartLearner, models: dict[str, str], tmp_path: Path
 ) -> None:
     """Last: a refusal on the ranks puts their group out of service."""
     config = configuration(1)
-    learner = start(config, models["dense"])
+    learner = start_learner(config, models["dense"])
     learner.save(str(tmp_path))
     other = replace(config, learner=replace(config.learner, lora=replace(LORA, rank=2)))
-    learner = start(other, models["dense"])
+    learner = start_learner(other, models["dense"])
     with pytest.raises(RunStopped, match=r"trains .* parameters, this run .*; set learner.lora as it was"):
         learner.load(str(tmp_path))
     wrong = replace(configuration(2).learner, lora=replace(LORA, targets=("gate_proj",)))
     with pytest.raises(ConfigError, match=r"learner.lora.targets: expected some of q_proj, .*got gate_proj"):
-        start(replace(configuration(2), learner=wrong), models["moe"])
+        start_learner(replace(configuration(2), learner=wrong), models["moe"])

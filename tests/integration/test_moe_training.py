@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import ray
 import torch
 
 from actors.learner import LearnerGroup
@@ -38,6 +36,7 @@ from rlplatform.roles import RunStopped
 from rlplatform.runs import RunFolder
 from rlplatform.tasks.arithmetic import problems
 from rlplatform.types import RolloutBatch, rows
+from tests.integration.conftest import StartLearner
 from tests.integration.test_learner import VOCABULARY, Reference, configuration, equal, relative_error, rollouts
 
 MOE = replace(
@@ -68,28 +67,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    yield
-    ray.shutdown()
-
-
-@pytest.fixture(scope="module")
-def start(cluster: None, model: str) -> Iterator[Callable[[RLConfig], LearnerGroup]]:
-    """Processes of one and of two ranks are started once; a test loads its configuration into them."""
-    groups: dict[int, LearnerGroup] = {}
-
-    def started(config: RLConfig) -> LearnerGroup:
-        ranks = config.learner.num_workers
-        if ranks in groups:
-            groups[ranks].restart(config, model)
-        else:
-            groups[ranks] = LearnerGroup(config, model)
-        return groups[ranks]
-
-    yield started
-    for group in groups.values():
-        group.close()
+def start(start_learner: StartLearner, model: str) -> Callable[[RLConfig], LearnerGroup]:
+    return lambda config: start_learner(config, model)
 
 
 def moe_configuration(ranks: int = 1, *, balance_coef: float | None = 1.0, **changes: Any) -> RLConfig:
