@@ -134,7 +134,11 @@ def _is_bare_unit(unit: str, text: str, start: int) -> bool:
     if canonical_unit(word) in _SIZES and (len(word) > 1 or (word == "m" and "^" in unit and spaced)):
         return True
     words = word.replace("/", " ").split()
-    return spaced and all(len(part) >= 3 or _UNITS.get(part) for part in words) and (len(words) > 1 or len(word) >= 3)
+    return (
+        spaced
+        and all(len(part) >= 3 or part in _UNITS or part in ("sq", "cu") for part in words)
+        and (len(words) > 1 or len(word) >= 3)
+    )
 
 
 def canonical_unit(unit: str) -> str:
