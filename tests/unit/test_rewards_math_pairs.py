@@ -234,3 +234,11 @@ def test_long_lists_end():
     many = ", ".join(str(number) for number in range(150))
     assert is_equal(gold=many, pred=", ".join(str(number) for number in reversed(range(150))))
     assert not is_equal(gold=many, pred=many + ", 150")
+
+
+@pytest.mark.parametrize(
+    "pred", ["-" * 20_000 + "1", "ab " * 7_000, "(" * 1_500 + "7" + ")" * 1_500, "7" + "+0" * 5_000]
+)
+def test_an_answer_far_longer_than_its_reference_is_not_parsed(pred):
+    verdict = grade(gold="7", completion=rf"\boxed{{{pred}}}")
+    assert (verdict.status, verdict.score) == ("ok", 0.0)
