@@ -1,9 +1,10 @@
 r"""The `math` reward: is the final answer equal to the reference?
 
-Only the text after ``</think>`` is graded, and of it only the last complete ``\boxed{...}``. Plain numbers, words and
-choice letters are compared as they are written (``rewards/quantity.py``); candidates, tuples, matrices and inequalities
-are taken apart (``rewards/structure.py``); what remains are single expressions, which math-verify and a second checker
-by values compare (``rewards/expressions.py``).
+Only the text after ``</think>`` is graded, and of it only the last complete ``\boxed{...}``. Plain numbers
+(``rewards/quantity.py``), words, choice letters and notations that are not computed with (``rewards/wording.py``) are
+compared as they are written; candidates, tuples, matrices and inequalities are taken apart (``rewards/structure.py``);
+what remains are single expressions, which math-verify and a second checker by values compare
+(``rewards/expressions.py``).
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import functools
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any
 
 from rewards.answer import after_thoughts, last_box, tidy, unwrap_text
@@ -21,6 +21,18 @@ from rewards.expressions import disagreements, equal_expressions, parse, split_p
 from rewards.format import prompt_opens_block, text_of
 from rewards.quantity import Quantity, read_quantity, same_quantity
 from rewards.structure import as_intervals, bounds, candidates, cells, components, is_name, named_values, sides
+from rewards.wording import (
+    NO_SOLUTION,
+    choice_letter,
+    equal_literals,
+    has_words,
+    is_literal,
+    is_wrapped_text,
+    key_of,
+    same_short_word,
+    without_names,
+    words_of,
+)
 
 _MAX_SHOWN = 200  # characters of an answer in a verdict's detail
 _MAX_CHARACTERS, _MAX_TIMES_LONGER = 1000, 10  # of an expression, beside its reference
@@ -76,35 +88,35 @@ DISAGREE = "the checkers disagree"
 def is_equal(*, gold: str, pred: str) -> bool:
     """Does the answer ``pred`` equal the reference ``gold``? Both are bare answers, without a box."""
     reference, answer = _read(gold), tidy(pred)
-    if not _key(answer):
+    if not key_of(answer):
         return False
-    if reference.letter and _key(answer) != reference.key:
-        return reference.letter == _choice_letter(answer, lower=True)
+    if reference.letter and key_of(answer) != reference.key:
+        return reference.letter == choice_letter(answer, lower=True)
     return _equal(reference, answer)
 
 
 def _equal(reference: _Reference, answer: str) -> bool:
-    key = _key(answer)
+    key = key_of(answer)
     if not key:
         return False
     if key == reference.key:
         return True
     if reference.words:
-        if reference.words in _NO_SOLUTION and key == r"\emptyset":
+        if reference.words in NO_SOLUTION and key == r"\emptyset":
             return True
-        return reference.words == _words(answer)
-    if _same_short_word(unwrap_text(reference.text), unwrap_text(answer)):
+        return reference.words == words_of(answer)
+    if same_short_word(unwrap_text(reference.text), unwrap_text(answer)):
         return True
     quantity = read_quantity(answer, lone_letters=reference.quantity is not None and bool(reference.quantity.unit))
     if reference.quantity is not None and quantity is not None:
         return same_quantity(reference.quantity, quantity)
-    if reference.literal or _is_literal(answer):
-        return _equal_literals(reference.text, answer)
-    if reference.key == r"\emptyset" and _words(answer) in _NO_SOLUTION:
+    if reference.literal or is_literal(answer):
+        return equal_literals(reference.text, answer)
+    if reference.key == r"\emptyset" and words_of(answer) in NO_SOLUTION:
         return True
     if len(answer) > _MAX_TIMES_LONGER * len(reference.text) + _MAX_CHARACTERS:
         return False  # not simplified, or padding: the parser would take minutes
-    if quantity is None and _has_words(_without_names(split_unit(answer)[0])):
+    if quantity is None and has_words(without_names(split_unit(answer)[0])):
         return False
     return _equal_structures(reference.text, answer)
 
@@ -161,12 +173,12 @@ def _reference_text(gold: Any) -> str | None:
 def _read(gold: str) -> _Reference:
     text = tidy(gold)
     quantity = read_quantity(text)
-    letter = _choice_letter(text) if quantity is None else ""
-    is_prose = quantity is None and not letter and (_has_words(split_unit(text)[0]) or _is_wrapped_text(text))
-    words = _words(text) if is_prose else ""
-    literal = _is_literal(text)
+    letter = choice_letter(text) if quantity is None else ""
+    is_prose = quantity is None and not letter and (has_words(split_unit(text)[0]) or is_wrapped_text(text))
+    words = words_of(text) if is_prose else ""
+    literal = is_literal(text)
     readable = bool(quantity or letter or words or literal) or _readable(text)
-    return _Reference(text, _key(text), quantity, letter, words, literal, readable and bool(_key(text)))
+    return _Reference(text, key_of(text), quantity, letter, words, literal, readable and bool(key_of(text)))
 
 
 def _readable(text: str, depth: int = 0) -> bool:
@@ -180,95 +192,6 @@ def _readable(text: str, depth: int = 0) -> bool:
     if parts == [text]:
         parts = sides(text)
     return len(parts) > 1 and all(part and _readable(part, depth + 1) for part in parts)
-
-
-_FUNCTIONS = ("arcsin", "arccos", "arctan", "sinh", "cosh", "tanh", "sqrt")
-_COMMAND = re.compile(r"\\[A-Za-z]+")
-_WORD = re.compile(r"[A-Za-z]{4,}")
-
-
-def _key(text: str) -> str:
-    """For equality as written: without spaces, except between digits; ``1, 234`` is not ``1,234``."""
-    text = re.sub(r"([_^])\{(\w)\}", r"\1\2", re.sub(r"(?<=\d,)\s+(?=\d{3}(?!\d))", "\0", text))
-    return re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", text)
-
-
-def _has_words(text: str) -> bool:
-    """Prose, which a LaTeX parser would read as a product of letters."""
-    bare = _COMMAND.sub(" ", re.sub(r"\\(?:begin|end)\{[a-z]+\}", " ", unwrap_text(text)))
-    return any(word not in _FUNCTIONS for word in _WORD.findall(bare))
-
-
-def _is_wrapped_text(text: str) -> bool:
-    return re.fullmatch(r"\\(?:text|textbf|textit|textrm|mbox)\s*\{[^{}]*[A-Za-z][^{}]*\}", text) is not None
-
-
-def _words(text: str) -> str:
-    words = re.findall(r"\w+", _COMMAND.sub(" ", unwrap_text(text)).casefold())
-    return " ".join(words[1:] if len(words) > 1 and words[0] in ("a", "an", "the") else words)
-
-
-def _same_short_word(gold: str, pred: str) -> bool:
-    """``yes`` and ``Yes``; two or three letters in other cases are products."""
-    if re.fullmatch("[A-Za-z]{2,3}", gold) is None or gold.isupper() or pred.isupper():
-        return False
-    return gold.capitalize() == pred.capitalize()
-
-
-_NO_SOLUTION = ("no solution", "no solutions", "no real solution", "no real solutions", "empty set")
-
-
-def _without_names(text: str) -> str:
-    """Without what stands before an equals sign: ``area = 5``."""
-    *names, value = sides(text)
-    return value if names and all(is_name(name) for name in names) else text
-
-
-def _choice_letter(text: str, *, lower: bool = False) -> str:
-    r"""``B``, ``(B)``, ``\textbf{(B)}\ 7``, ``B. seven``: the letter; "" where the answer is something else.
-
-    ``lower``: an answer may also say ``b``, ``(b)`` or ``option B``.
-    """
-    bare = unwrap_text(text)
-    if lower:
-        bare = re.sub(r"^(?:option|choice|answer)\s*:?\s+(?=\(?[A-Ja-j]\)?\W*$)", "", bare, flags=re.IGNORECASE)
-        if re.fullmatch(r"[a-j]|\(\s*[a-j]\s*\)", bare):
-            bare = bare.upper()
-    match = re.match(r"^\(\s*([A-J])\s*\)|^([A-J])(?:\s*[.:)]|$)", bare)
-    return (match[1] or match[2]) if match else ""
-
-
-def _is_literal(text: str) -> bool:
-    """Ratios, times, bases, residues, sequences with dots and digits apart mean too many things to compute with."""
-    pattern = r":|\.\.\.|…|\\[lcv]?dots|(?<![_^\d])\d+ \d+(?![\d/])|\\pmod|^\d[\dA-F]*_\{?\d+\}?$"
-    return re.search(pattern, text) is not None
-
-
-_BASED = re.compile(r"^(\d[\dA-Fa-f]*)(?:_\{?(\d+)\}?)?$")
-_TIME = re.compile(r"^(\d{1,2}):(\d\d)([ap]m)?$")
-
-
-def _equal_literals(gold: str, pred: str) -> bool:
-    r"""``101_2`` and ``101`` (the question names the base), ``9:30`` and ``9:30 \text{ a.m.}``, ``2:3`` and ``4/6``."""
-    gold, pred = (re.sub(r"[\s.]|\\!", "", unwrap_text(text)) if "dots" not in text else text for text in (gold, pred))
-    based = _BASED.match(gold), _BASED.match(pred)
-    if based[0] and based[1] and based[0][2]:
-        return based[0][1] == based[1][1] and based[1][2] in (None, based[0][2])
-    times = _TIME.match(gold.casefold()), _TIME.match(pred.casefold())
-    if times[0] and times[1]:
-        same = [int(part) for part in times[0].groups()[:2]] == [int(part) for part in times[1].groups()[:2]]
-        return same and (not times[0][3] or not times[1][3] or times[0][3] == times[1][3])
-    ratio = _ratio(gold)
-    return ratio is not None and ":" in gold and ratio == _ratio(pred)
-
-
-def _ratio(text: str) -> Fraction | None:
-    r"""``2:3`` (minutes would have two digits), ``2/3``, ``\frac{2}{3}``."""
-    match = re.fullmatch(r"(\d{1,9}):(\d|\d{3,9})|(\d{1,9})/(\d{1,9})|\\frac\{(\d{1,9})\}\{(\d{1,9})\}", text)
-    if match is None:
-        return None
-    numerator, denominator = (int(part) for part in match.groups() if part is not None)
-    return Fraction(numerator, denominator) if denominator else None
 
 
 # --- structures and expressions -------------------------------------------------------------------------------------
@@ -334,7 +257,7 @@ def _equal_candidates(golds: list[str], preds: list[str], is_set: bool) -> bool:
         return False
     left = list(preds)
     for gold in golds:
-        match = next((pred for pred in (left or preds) if _key(pred) == _key(gold)), None)
+        match = next((pred for pred in (left or preds) if key_of(pred) == key_of(gold)), None)
         if match is None:
             match = next((pred for pred in left if _equal_part(gold, pred)), None)
         if match is None and is_set:

@@ -2,6 +2,9 @@ r"""The `math` reward on the project's own labelled pairs, and the parts it is m
 
 from __future__ import annotations
 
+import gzip
+import json
+import re
 import threading
 from pathlib import Path
 
@@ -15,6 +18,7 @@ from rewards.numeric import same_value, value_of
 from rewards.quantity import read_quantity, shows, unit_ratio
 from rewards.structure import bounds, candidates, cells, components, is_name, sides, split_at_depth_0
 
+DATA = Path(__file__).parents[2].parent / "shared" / "data"
 DOCS = Path(__file__).parents[2] / "docs" / "rewards.md"
 # What the page publishes. A change that raises one of them is a regression; lower them with the page.
 MAX_FALSE_POSITIVES = 0
@@ -242,3 +246,24 @@ def test_long_lists_end():
 def test_an_answer_far_longer_than_its_reference_is_not_parsed(pred):
     verdict = grade(gold="7", completion=rf"\boxed{{{pred}}}")
     assert (verdict.status, verdict.score) == ("ok", 0.0)
+
+
+# --- references of others, rewritten --------------------------------------------------------------------------------
+
+SIMPLE = re.compile(r"\d+|\\frac\{\d+\}\{\d+\}|\\sqrt\{\d+\}|\d\\sqrt\{\d+\}")
+
+
+def test_rewritten_and_spoilt_references():
+    """A number under another name is the same; with another sign, or 1 added, it is another."""
+    path = DATA / "math_train" / "train.jsonl.gz"
+    if not path.is_file():
+        pytest.skip(f"{path} is not on this machine")
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        answers = {json.loads(line)["answer"] or "" for line in file}
+    numbers = sorted(answer for answer in answers if SIMPLE.fullmatch(answer) and answer not in ("0", "00"))[::12]
+    assert len(numbers) >= 60
+    for number in numbers:
+        same = [f"${number}$", f"n = {number}", rf"1 \cdot {number}", f"{number}+0", number.replace("frac", "dfrac")]
+        assert all(is_equal(gold=number, pred=other) for other in same), number
+        spoilt = [f"-{number}", f"{number}+1", f"{number}, 3"]
+        assert not any(is_equal(gold=number, pred=other) for other in spoilt), number
