@@ -29,8 +29,8 @@ def length_reward(
     """How close the length of the answer is to column ``length_target``, a number or ``[low, high]``.
 
     1 at the target or inside the range. Beyond the nearest bound l, a length x scores 1 - (x/l - 1)/3 when too long and
-    1 - (l/x - 1)/2 when too short, never below 0: the length score of LongWriter (Bai et al. 2024, arXiv 2408.07055,
-    section 3.1) divided by 100, so that four times or a third of the target is worth nothing.
+    1 - (l/x - 1)/2 when too short, never below 0: the length score of LongWriter (Bai et al. 2024, arXiv 2408.07055)
+    divided by 100, so that four times or a third of the target is worth nothing.
 
     Column ``length_unit``: ``words`` (where absent; a word a character in Chinese, Japanese and Thai), ``characters``
     (without white space), or ``tokens`` (all sampled ones, thoughts too; the others count the answer alone).

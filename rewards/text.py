@@ -99,7 +99,7 @@ def f1_reward(
 ) -> list[Verdict]:
     """Overlap of words, each counted as often as it stands in both: 2PR / (P + R).
 
-    SQuAD's measure (Rajpurkar et al. 2016, section 6.1): case, punctuation and English articles do not count.
+    SQuAD's measure (Rajpurkar et al. 2016): case, punctuation and English articles do not count.
     """
     return _graded(prompts, completions, answer, prompt_text, f1)
 
@@ -112,7 +112,7 @@ def rouge_l_reward(
     prompt_text: Sequence[str] | None = None,
     **columns: Any,
 ) -> list[Verdict]:
-    """ROUGE-L: the F-measure (beta 1) of the longest common subsequence of words (Lin 2004, section 3.1)."""
+    """ROUGE-L: the F-measure (beta 1) of the longest common subsequence of words (Lin 2004)."""
     return _graded(prompts, completions, answer, prompt_text, rouge_l)
 
 
