@@ -3,8 +3,6 @@ r"""Finding and tidying a final answer: what stands after the thoughts, in the l
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from decimal import ROUND_HALF_UP, Context, Decimal
 
 from rewards.response import OPEN, parse
 
@@ -39,14 +37,24 @@ _REWRITES: list[tuple[re.Pattern[str], str]] = [
     for pattern, replacement in [
         (r"\\(?:left|right|bigl?|bigr|Bigl?|Bigr)(?![A-Za-z])", ""),
         (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
+        (r"\\frac\s*(\\[a-z]+)\s*(\w)", r"\\frac{\1}{\2}"),
+        (r"\\phantom\s*(?:\{[^{}]*\}|\S)", ""),
         (r",\\!(?=\d{3}(?!\d))|\\!|\{\}", ""),
         (r"(?<=\d)\\,(?=\d{3}(?!\d))", ""),
         (r"(?<!\\)\\[,;: ]|\\q?quad(?![A-Za-z])|~", " "),
         (r"(?<=\d)\{,\}(?=\d{3}(?!\d))", ""),
         (r"\{,\}", ","),
         (r"^\s*\\approx(?![A-Za-z])", ""),
-        (r"\\(?:math(?:rm|bf|it|sf)|text)\{([A-Za-z])\}", r"\1"),
+        (r"\\(?:math(?:rm|bf|it|sf)|text(?:bf|rm|it)?)\{([A-Za-z]|[-+]?[\d.,]+)\}", r"\1"),
         (r"\\(?:displaystyle|textstyle|limits)(?![A-Za-z])", ""),
+        (r"\\varnothing(?![A-Za-z])|∅|^\\\{\s*\\\}$", r"\\emptyset "),
+        (r"\\langle(?![A-Za-z])|⟨", "("),
+        (r"\\rangle(?![A-Za-z])|⟩", ")"),
+        (r"±", r"\\pm "),
+        (r"(?<=[\d}])\s*(?:\\text\{\s*percent\s*\}|percent\b)", r"\\%"),
+        (r"\s*\\[pb]?mod(?![A-Za-z])\s*(?:\{(\w+)\}|(\w+))", r" \\pmod{\1\2}"),
+        (r"(?<![\d.,/])(\d+) +(\d+)/(\d+)(?![\d/])", r"\1\\frac{\2}{\3}"),
+        (r"^([-+]?\d+(?:\.\d+)?)[eE]([-+]?\d{1,3})$", r"\1 \\times 10^{\2}"),
         (r"\^\s*\{\s*\\circ\s*\}|\^\s*\\circ(?![A-Za-z])|\\degree(?![A-Za-z])|°", r"^\\circ "),
         (r"\\leq(?![A-Za-z])|\\leqslant(?![A-Za-z])|≤", r"\\le "),
         (r"\\geq(?![A-Za-z])|\\geqslant(?![A-Za-z])|≥", r"\\ge "),
@@ -73,135 +81,19 @@ def tidy(text: str) -> str:
     if not text.isdigit():
         for pattern, replacement in _REWRITES:
             text = pattern.sub(replacement, text)
-    return re.sub(r"(?<!\\)[.,;]\s*$", "", text).strip()
+    return re.sub(r"(?<!\\)[.,;]\s*$", "", _REPEATING.sub(_as_fraction, text)).strip()
+
+
+_REPEATING = re.compile(r"(?<![\d.])(\d{0,20})\.(\d{0,20})\\overline\{(\d{1,20})\}")
+
+
+def _as_fraction(match: re.Match[str]) -> str:
+    r"""``0.1\overline{6}`` is 15/90: (16 - 1) over one 9 a repeating digit and one 0 a digit before them."""
+    whole, before, repeated = match.groups()
+    numerator = int(whole + before + repeated) - int(whole + before or "0")
+    return rf"\frac{{{numerator}}}{{{'9' * len(repeated)}{'0' * len(before)}}}"
 
 
 def unwrap_text(text: str) -> str:
     r"""``\text{...}`` and its relatives replaced by what they hold."""
     return _TEXT.sub(r" \1 ", text).strip()
-
-
-# --- numbers --------------------------------------------------------------------------------------------------------
-
-_NUMBER = r"(?P<sign>[-+]?)\s*(?:\\?\$\s*)?(?P<whole>\d{1,3}(?:[, ]\d{3})+|\d*)(?:\.(?P<fraction>\d*))?"
-_UNIT = r"[A-Za-z][A-Za-z ./]*(?:\^\{?\d\}?)?"
-_QUANTITY = re.compile(
-    rf"^(?:\\?\$\s*)?{_NUMBER}\s*(?:(?P<percent>\\?%)|(?P<circle>\^\\circ)|(?P<unit>{_UNIT}))?$",
-)
-_TEXT_UNIT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mbox)\s*\{\s*([A-Za-z][A-Za-z ./]*?)\s*\}")
-# Words that change the number instead of naming what is counted.
-_NO_UNIT = re.compile(
-    r"\b(?:hundred|thousand|million|billion|trillion|dozen|score|half|halves|third|quarter|percent|percentage|"
-    r"or|and|to|from|plus|minus|times|not|mod|squared|cubed|[kKM])\b"
-)
-_UNITS = {
-    alias: names[0]
-    for names in (
-        ("mm", "millimeter", "millimetre"),
-        ("cm", "centimeter", "centimetre"),
-        ("m", "meter", "metre"),
-        ("km", "kilometer", "kilometre"),
-        ("in", "inch", "inches"),
-        ("ft", "foot", "feet"),
-        ("yd", "yard"),
-        ("mi", "mile"),
-        ("mg", "milligram"),
-        ("g", "gram"),
-        ("kg", "kilogram"),
-        ("lb", "lbs", "pound"),
-        ("oz", "ounce"),
-        ("s", "sec", "second"),
-        ("min", "minute"),
-        ("h", "hr", "hour"),
-        ("l", "liter", "litre"),
-        ("ml", "milliliter", "millilitre"),
-        ("cent", "¢"),
-        ("dollar", "usd"),
-        ("degree", "deg"),
-    )
-    for alias in names
-}
-
-
-_MAX_DECIMAL = 50  # characters of a number that is computed with; longer ones are compared as written
-_EXACT = Context(prec=_MAX_DECIMAL + 10)
-
-
-@dataclass(frozen=True)
-class Quantity:
-    """A plain number as written, with what stands behind it."""
-
-    number: str  # canonical decimal: no sign when zero, no leading or trailing zeros
-    percent: bool
-    unit: str  # "" where none is written
-
-    @property
-    def is_integer(self) -> bool:
-        return "." not in self.number
-
-
-def read_quantity(text: str) -> Quantity | None:
-    r"""``1,234``, ``-0.50``, ``\$18``, ``45\%``, ``90^\circ``, ``72 dollars``, ``5\text{ cm}^2``; else None.
-
-    ``text`` is tidied. Digits are never converted, so a number of any length is read in linear time.
-    """
-    wrapped = _TEXT_UNIT.search(text) is not None
-    match = _QUANTITY.match(_TEXT_UNIT.sub(r" \1", text))
-    if match is None:
-        return None
-    whole, fraction, unit = re.sub("[, ]", "", match["whole"]), match["fraction"] or "", (match["unit"] or "").strip()
-    if not whole and not fraction:
-        return None
-    if unit and (not names_unit(unit) or not (wrapped or _is_bare_unit(unit, match.string, match.start("unit")))):
-        return None
-    whole, fraction = whole.lstrip("0") or "0", fraction.rstrip("0")
-    number = f"{whole}.{fraction}" if fraction else whole
-    sign = "-" if match["sign"] == "-" and number != "0" else ""
-    unit = "degree" if match["circle"] else canonical_unit(unit)
-    return Quantity(sign + number, bool(match["percent"]), unit)
-
-
-def names_unit(words: str) -> bool:
-    """Words that say what is counted, and do not change the number (``dozen``) or offer another (``or``)."""
-    return _NO_UNIT.search(words) is None
-
-
-def _is_bare_unit(unit: str, text: str, start: int) -> bool:
-    """Without a text command letters are variables (``5x``, ``5ab``), but for known units and words after a space."""
-    word = re.sub(r"\^.*", "", unit)
-    if canonical_unit(word) in _UNITS.values() and len(word) > 1:
-        return True
-    return text[start - 1] == " " and all(len(part) >= 3 for part in word.split())
-
-
-def canonical_unit(unit: str) -> str:
-    """One name a unit: ``centimeters`` is ``cm``, ``dollars`` is ``dollar``."""
-    unit = re.sub(r"[{}.]", "", unit.casefold()).strip()
-    word, caret, power = unit.partition("^")
-    word = word.strip()
-    if word not in _UNITS and word.endswith("s") and len(word) > 2:
-        word = word[:-1]
-    return _UNITS.get(word, word) + caret + power
-
-
-def same_quantity(gold: Quantity, pred: Quantity) -> bool:
-    """Equal numbers. A unit counts only where both write one; ``50%`` is 50 and 1/2, as references write either."""
-    if gold.unit and pred.unit and gold.unit != pred.unit:
-        return False
-    if same_number(gold.number, pred.number):
-        return True
-    if gold.percent != pred.percent:
-        percent, plain = (gold, pred) if gold.percent else (pred, gold)
-        if max(len(percent.number), len(plain.number)) <= _MAX_DECIMAL:
-            return Decimal(percent.number) == _EXACT.multiply(Decimal(plain.number), 100)
-    return False
-
-
-def same_number(gold: str, pred: str) -> bool:
-    """Equal digits; or one is the other rounded, to at least six significant digits. An integer equals only itself."""
-    if gold == pred:
-        return True
-    if "." not in gold or "." not in pred or max(len(gold), len(pred)) > _MAX_DECIMAL:
-        return False
-    short, long = sorted((Decimal(gold), Decimal(pred)), key=lambda number: len(number.as_tuple().digits))
-    return len(short.as_tuple().digits) >= 6 and long.quantize(short, ROUND_HALF_UP, _EXACT) == short

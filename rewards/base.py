@@ -81,6 +81,15 @@ class RewardContractError(ValueError):
 REWARDS: dict[str, str] = {
     "math": "rewards.math:math_reward",
     "format": "rewards.format:format_reward",
+    "exact": "rewards.text:exact_reward",
+    "multiple_choice": "rewards.text:multiple_choice_reward",
+    "f1": "rewards.text:f1_reward",
+    "rouge_l": "rewards.text:rouge_l_reward",
+    "length": "rewards.shape:length_reward",
+    "repetition": "rewards.shape:repetition_reward",
+    "grounded_qa": "rewards.grounded:grounded_qa_reward",
+    "language": "rewards.language:language_reward",
+    "tool_calls": "rewards.tool_calls:tool_calls_reward",
 }
 
 SUPPLIED = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")

@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rewards.answer import after_thoughts, last_box, read_quantity, same_number
+from rewards.answer import after_thoughts, last_box
 from rewards.base import OK, TIMEOUT, UNPARSEABLE
 from rewards.math import grade, is_equal, math_reward
+from rewards.quantity import read_quantity, same_number
 from rewards.runner import RewardPool
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
