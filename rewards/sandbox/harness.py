@@ -1,0 +1,204 @@
+"""The first process inside the sandbox (its pid 1): it starts the program, and is the only one who reports.
+
+    judge (this process)                                   program (its child; hostile)
+      reads frame 1: the program        -- fork -->          has frame 1 in memory and nothing else
+      reads frame 2: tests and nonce                         closes both descriptors, takes its limits, runs the code
+      test code runs here               -- calls, data -->   functions run there
+      writes the verdict to RESULT      <-- values, data --
+
+The program shares no memory with the judge, was forked before the tests were read, and holds no descriptor of theirs.
+The judge is not dumpable, so its ``/proc`` entries are closed to the program, and as pid 1 it takes no signal from it.
+Whatever the program does to its own interpreter stays in its own process.
+
+Sent into the sandbox as byte code. Modules cost milliseconds here: only those that a mode needs are imported.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from rewards.sandbox.plain import encode
+
+TYPE_CHECKING = False  # typing itself is not imported: it takes longer than all of this module
+if TYPE_CHECKING:
+    from typing import Any
+
+JOB, RESULT = 3, 4
+MAX_MESSAGE = 16 << 20  # bytes of one value
+_PR_SET_DUMPABLE = 4
+
+
+def main() -> str:
+    """Run the job on descriptor JOB. Returns only in the program's process of a script: its source."""
+    import marshal
+    import posix
+
+    job = marshal.loads(_frame(JOB))
+    # Data segment and address space come later, in the program: those bind where its memory is.
+    _set_limits(posix, job["limits"], ("nofile", "fsize", "core", "nproc"))
+    _ignore_interrupts()
+    _prctl(_PR_SET_DUMPABLE, 0)
+    for path, data in job["files"].items():
+        _write_file(posix, path, data)
+    posix.write(RESULT, b"ready\n")
+    mode = job["mode"]
+    to_program, from_program = posix.pipe(), posix.pipe()  # this process calls, the program answers
+    pid = posix.fork()
+    if pid == 0:
+        posix.close(to_program[1])
+        posix.close(from_program[0])
+        posix.close(JOB)
+        posix.close(RESULT)
+        _become_program(posix, job, to_program[0], from_program[1])
+        return str(job["source"])
+    posix.close(to_program[0])
+    posix.close(from_program[1])
+    secret = marshal.loads(_frame(JOB))
+    posix.close(JOB)
+    if mode in ("script", "exec"):
+        posix.close(to_program[1])
+        kind, text, payload = _watch(posix, job, secret, pid, from_program[0])
+    else:
+        from rewards.sandbox.bridge import Bridge, judge  # loaded beside this module, byte code too
+
+        _set_limits(posix, job["limits"], ("cpu", "as", "data"))
+        kind, text, payload = judge(Bridge(from_program[0], to_program[1]), mode, secret)
+    head = f"{secret['nonce']} {kind} {len(text.encode('utf-8', 'replace'))} {len(payload)}\n"
+    _write_all(posix, RESULT, head.encode() + text.encode("utf-8", "replace") + payload)
+    posix._exit(0)
+
+
+def _frame(descriptor: int) -> bytes:
+    """A length of 8 bytes, then that many: never more, so that a fork here knows nothing of the next frame."""
+    import posix
+
+    size, data = int.from_bytes(posix.read(descriptor, 8), "big"), b""
+    while len(data) < size:
+        piece = posix.read(descriptor, size - len(data))
+        if not piece:
+            raise EOFError("the job ends early")
+        data += piece
+    return data
+
+
+def _write_all(posix: Any, descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[posix.write(descriptor, view) :]
+
+
+def _write_file(posix: Any, path: str, data: bytes) -> None:
+    descriptor = posix.open(path, posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_NOFOLLOW, 0o755)
+    _write_all(posix, descriptor, data)
+    posix.close(descriptor)
+
+
+def _ignore_interrupts() -> None:
+    """pid 1 takes only signals that it has handlers for: it has none, so the program cannot interrupt it."""
+    import _signal
+
+    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
+
+
+def _prctl(option: int, value: int) -> None:
+    """Through ``_ctypes`` alone: ctypes itself takes longer to import than Python to start."""
+    import _ctypes
+
+    prctl = _ctypes.dlsym(_ctypes.dlopen(None, 0), "prctl")
+    if _ctypes.call_function(prctl, (option, value, 0, 0, 0)) != 0:
+        raise OSError(f"prctl({option}, {value}) failed")
+
+
+def _set_limits(posix: Any, limits: dict[str, int], names: tuple[str, ...]) -> None:
+    import resource
+
+    for name in names:
+        if name in limits:
+            number = getattr(resource, f"RLIMIT_{name.upper()}")
+            resource.setrlimit(number, (limits[name], limits[name]))
+
+
+def _watch(posix: Any, job: dict[str, Any], secret: dict[str, Any], pid: int, pipe: int) -> tuple[str, str, bytes]:
+    """A program with a life of its own: how it ended, and the files that were asked for.
+
+    ``token``: printed by the last line of a test in the program's own process, it must come through the pipe.
+    """
+    while True:
+        done, status = posix.wait()  # pid 1 has everybody's orphans
+        if done == pid:
+            break
+    code = posix.waitstatus_to_exitcode(status)
+    token = secret.get("token", "")
+    if token:
+        posix.set_blocking(pipe, False)
+        try:
+            said = posix.read(pipe, 4096)
+        except BlockingIOError:
+            said = b""
+        if code == 0 and token.encode() not in said:
+            return "no_token", "", b""
+    outputs = {}
+    for path in job["outputs"] if code == 0 else ():
+        try:
+            descriptor = posix.open(path, posix.O_RDONLY | posix.O_NOFOLLOW | posix.O_NONBLOCK)
+            outputs[path] = _read_up_to(posix, descriptor, MAX_MESSAGE)
+            posix.close(descriptor)
+        except OSError:
+            return "no_output", path, b""
+    return "exited", str(code), encode(outputs) if outputs else b""
+
+
+def _read_up_to(posix: Any, descriptor: int, size: int) -> bytes:
+    data = b""
+    while len(data) < size and (piece := posix.read(descriptor, size - len(data))):
+        data += piece
+    return data
+
+
+# --- the program's process ------------------------------------------------------------------------------------------
+
+
+def _become_program(posix: Any, job: dict[str, Any], requests: int, answers: int) -> None:
+    _prctl(_PR_SET_DUMPABLE, 1)
+    posix.setsid()
+    mode = job["mode"]
+    _set_limits(posix, job["limits"], ("cpu", "as", "data"))
+    try:
+        with open("/proc/self/oom_score_adj", "w") as file:
+            file.write("1000")  # where memory ends, this process goes first
+    except OSError:
+        pass
+    if mode == "exec":
+        posix.close(requests)
+        _exec(posix, job, answers)
+    import builtins
+
+    sys.path += job["packages"]
+    sys.argv[:] = ["program.py"]
+    builtins.exit = builtins.quit = sys.exit  # `site` would define them; it is not loaded
+    if mode == "script":
+        posix.close(requests)
+        posix.close(answers)
+        return
+    name = "program"
+    module = type(sys)(name)
+    sys.modules[name] = sys.modules["__main__"] = module
+    from rewards.sandbox.bridge import serve
+
+    try:
+        serve(requests, answers, module, job["source"])
+    finally:
+        sys.stdout.flush()
+        posix._exit(0)
+
+
+def _exec(posix: Any, job: dict[str, Any], answers: int) -> None:
+    try:
+        if job["token"]:
+            posix.dup2(answers, JOB)  # descriptor 3, for the last line of a test
+        posix.execve(job["argv"][0], job["argv"], job["env"])
+    except OSError as error:
+        posix.write(2, f"{job['argv'][0]}: {error}\n".encode())
+    posix._exit(127)
+
+
