@@ -21,9 +21,11 @@ n=int.from_bytes(posix.read(3,8),'big');b=b''
 while len(b)<n:b+=posix.read(3,n-len(b))
 for k,c in marshal.loads(b).items():
     m=type(sys)(k);sys.modules[k]=m;exec(c,m.__dict__)
-s=sys.modules['rewards.sandbox.harness'].main()
+h=sys.modules['rewards.sandbox.harness'];s=h.main()
 m=sys.modules['__main__']=type(sys)('__main__');m.__file__='program.py'
-exec(compile(s,'program.py','exec'),m.__dict__)
+try:exec(compile(s,'program.py','exec'),m.__dict__)
+except BaseException as e:h.end(e)
+h.end(None)
 """.strip()
 
 

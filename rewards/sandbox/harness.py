@@ -35,7 +35,7 @@ def main() -> str:
 
     job = marshal.loads(_frame(JOB))
     # Data segment and address space come later, in the program: those bind where its memory is.
-    _set_limits(posix, job["limits"], ("nofile", "fsize", "core", "nproc"))
+    _set_limits(job["limits"], ("nofile", "fsize", "core", "nproc"))
     _ignore_interrupts()
     _prctl(_PR_SET_DUMPABLE, 0)
     for path, data in job["files"].items():
@@ -61,7 +61,7 @@ def main() -> str:
     else:
         from rewards.sandbox.bridge import Bridge, judge  # loaded beside this module, byte code too
 
-        _set_limits(posix, job["limits"], ("cpu", "as", "data"))
+        _set_limits(job["limits"], ("cpu", "as", "data"))
         kind, text, payload = judge(Bridge(from_program[0], to_program[1]), mode, secret)
     head = f"{secret['nonce']} {kind} {len(text.encode('utf-8', 'replace'))} {len(payload)}\n"
     _write_all(posix, RESULT, head.encode() + text.encode("utf-8", "replace") + payload)
@@ -100,22 +100,25 @@ def _ignore_interrupts() -> None:
     _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
 
 
-def _prctl(option: int, value: int) -> None:
-    """Through ``_ctypes`` alone: ctypes itself takes longer to import than Python to start."""
+_LIMITS = {"cpu": 0, "fsize": 1, "data": 2, "core": 4, "nproc": 6, "nofile": 7, "as": 9}  # RLIMIT_*, of Linux
+
+
+def _libc(name: str, *arguments: Any) -> None:
+    """Through ``_ctypes`` alone: ctypes itself takes longer to import than Python to start, `resource` a little."""
     import _ctypes
 
-    prctl = _ctypes.dlsym(_ctypes.dlopen(None, 0), "prctl")
-    if _ctypes.call_function(prctl, (option, value, 0, 0, 0)) != 0:
-        raise OSError(f"prctl({option}, {value}) failed")
+    if _ctypes.call_function(_ctypes.dlsym(_ctypes.dlopen(None, 0), name), arguments) != 0:
+        raise OSError(f"{name}{arguments} failed")
 
 
-def _set_limits(posix: Any, limits: dict[str, int], names: tuple[str, ...]) -> None:
-    import resource
+def _prctl(option: int, value: int) -> None:
+    _libc("prctl", option, value, 0, 0, 0)
 
+
+def _set_limits(limits: dict[str, int], names: tuple[str, ...]) -> None:
     for name in names:
         if name in limits:
-            number = getattr(resource, f"RLIMIT_{name.upper()}")
-            resource.setrlimit(number, (limits[name], limits[name]))
+            _libc("setrlimit", _LIMITS[name], limits[name].to_bytes(8, sys.byteorder) * 2)
 
 
 def _watch(posix: Any, job: dict[str, Any], secret: dict[str, Any], pid: int, pipe: int) -> tuple[str, str, bytes]:
@@ -162,10 +165,11 @@ def _become_program(posix: Any, job: dict[str, Any], requests: int, answers: int
     _prctl(_PR_SET_DUMPABLE, 1)
     posix.setsid()
     mode = job["mode"]
-    _set_limits(posix, job["limits"], ("cpu", "as", "data"))
+    _set_limits(job["limits"], ("cpu", "as", "data"))
     try:
-        with open("/proc/self/oom_score_adj", "w") as file:
-            file.write("1000")  # where memory ends, this process goes first
+        adjust = posix.open("/proc/self/oom_score_adj", posix.O_WRONLY)
+        posix.write(adjust, b"1000")  # where memory ends, this process goes first
+        posix.close(adjust)
     except OSError:
         pass
     if mode == "exec":
@@ -190,6 +194,33 @@ def _become_program(posix: Any, job: dict[str, Any], requests: int, answers: int
     finally:
         sys.stdout.flush()
         posix._exit(0)
+
+
+def end(error: BaseException | None) -> None:
+    """End the program's process as Python would, without taking the interpreter apart: that would cost a millisecond."""
+    import posix
+
+    code = 0
+    if isinstance(error, SystemExit):
+        code = error.code if isinstance(error.code, int) else 0 if error.code is None else 1
+        if code == 1 and not isinstance(error.code, int):
+            print(error.code, file=sys.stderr)
+    elif error is not None:
+        trace = error.__traceback__
+        sys.excepthook(type(error), error, trace.tb_next if trace else None)  # without the frame of this project
+        code = 1
+    try:
+        if "threading" in sys.modules:
+            sys.modules["threading"]._shutdown()
+        if "atexit" in sys.modules:
+            sys.modules["atexit"]._run_exitfuncs()
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except Exception:
+                code = 120
+        posix._exit(code & 0xFF)
 
 
 def _exec(posix: Any, job: dict[str, Any], answers: int) -> None:

@@ -29,23 +29,29 @@ from rewards.wire import receive_message, send_message
 NOBODY = 65534
 NUM_DESCRIPTORS = 5  # stdin, stdout, stderr, job, result
 STATUS = struct.Struct("i")
-_HIGH = 100  # descriptors are moved out of the way of the first ones
+_MAX_DESCRIPTORS = 1024
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 4, 36, 38
 
 
 def main(descriptor: int, parent: int) -> None:
     """Serve runs over the socket ``descriptor`` until its end."""
-    control = socket.socket(fileno=descriptor)
+    control = socket.socket(fileno=fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, NUM_DESCRIPTORS + 1))
+    os.close(descriptor)
+    while (reserved := os.open("/dev/null", os.O_RDWR)) <= NUM_DESCRIPTORS:
+        pass  # the numbers that runs get are taken here, so that moving descriptors overwrites none that is needed
+    os.close(reserved)
     setup = receive_message(control)
-    launcher = _Launcher(control, setup)
     try:
+        launcher = _Launcher(control, setup)
         launcher.drop_rights(parent)
+    except OSError as error:
+        control.sendall(f"{error}\n".encode())
+        return
+    try:
         control.sendall(b"ready\n")
         launcher.serve()
     except (EOFError, ConnectionError):
         pass  # the parent has closed the sandbox or died: the normal end
-    except OSError as error:
-        control.sendall(f"{error}\n".encode())
 
 
 class _Launcher:
@@ -86,7 +92,7 @@ class _Launcher:
     def _run(self, descriptors: list[int], command: list[str], tmp_mib: int) -> int:
         if not self._setup["walls"]:
             self._folder = tempfile.mkdtemp(prefix="rlplatform-program-")
-        pid = os.fork()
+        pid = self._spawn_bwrap(descriptors, command, tmp_mib) if self._bwrap >= 0 else os.fork()
         if pid == 0:
             self._become_sandbox(descriptors, command, tmp_mib)
         for number in descriptors:
@@ -120,28 +126,30 @@ class _Launcher:
                     os.kill(pid, signal.SIGKILL)
             os.waitpid(children[0], 0)
 
+    def _spawn_bwrap(self, descriptors: list[int], command: list[str], tmp_mib: int) -> int:
+        """Without copying this process; bubblewrap sees itself to it that it dies with its parent."""
+        os.lseek(self._seccomp, 0, os.SEEK_SET)
+        given = [*descriptors, self._seccomp]
+        actions = [(os.POSIX_SPAWN_DUP2, source, number) for number, source in enumerate(given)]
+        actions += [(os.POSIX_SPAWN_CLOSE, number) for number in descriptors]
+        line = bwrap.arguments(self._view, NUM_DESCRIPTORS, tmp_mib, command)
+        path = f"/proc/self/fd/{self._bwrap}"
+        return os.posix_spawn(
+            path, line, self._view.environment, file_actions=actions, setsigmask=[], setsigdef=[signal.SIGPIPE]
+        )
+
     def _become_sandbox(self, descriptors: list[int], command: list[str], tmp_mib: int) -> NoReturn:
         try:
             namespaces.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
             signal.pthread_sigmask(signal.SIG_SETMASK, [])
             signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-            given = [*descriptors, self._seccomp, self._bwrap]
-            moved = [fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, _HIGH) for number in given if number >= 0]
-            for number, source in enumerate(moved[:NUM_DESCRIPTORS]):
+            for number, source in enumerate(descriptors):
                 os.dup2(source, number)
             if self._folder:
                 os.chdir(self._folder)
-                os.closerange(NUM_DESCRIPTORS, _HIGH)
+                os.closerange(NUM_DESCRIPTORS, _MAX_DESCRIPTORS)
                 os.execve(command[0], command, self._view.environment)
-            if self._bwrap < 0:
-                filter_bytes = self._setup["seccomp"]
-                namespaces.enter_or_say(self._view, filter_bytes, tmp_mib, command, NUM_DESCRIPTORS)
-            seccomp = NUM_DESCRIPTORS
-            os.dup2(moved[NUM_DESCRIPTORS], seccomp)
-            os.lseek(seccomp, 0, os.SEEK_SET)
-            os.closerange(seccomp + 1, _HIGH)
-            line = bwrap.arguments(self._view, seccomp, tmp_mib, command)
-            os.execve(f"/proc/self/fd/{moved[NUM_DESCRIPTORS + 1]}", line, self._view.environment)
+            namespaces.enter_or_say(self._view, self._setup["seccomp"], tmp_mib, command, NUM_DESCRIPTORS)
         except BaseException as error:
             os.write(2, f"sandbox: {error}\n".encode())
         os._exit(125)
