@@ -230,7 +230,7 @@ def judge(bridge: Bridge, mode: str, secret: dict[str, Any]) -> tuple[str, str, 
         if mode == "code":
             if entry_point:
                 names["candidate"] = names[entry_point]
-            exec(compile(secret["test"], "test.py", "exec"), names | {"__name__": "test"})
+            exec(secret["test"], names | {"__name__": "test"})
             return "passed", "", b""
         if secret["call"]:
             value, _ = bridge.ask("eval", secret["call"])
@@ -255,7 +255,7 @@ def _told(error: BaseException) -> str:
     line = ""
     trace = error.__traceback__
     while trace is not None:
-        if trace.tb_frame.f_code.co_filename == "test.py":
+        if trace.tb_frame.f_code.co_filename == "<string>":
             line = f" (line {trace.tb_lineno} of the test)"
         trace = trace.tb_next
     try:
@@ -271,7 +271,7 @@ def serve(readable: int, writable: int, module: Any, source: str) -> None:
     """Define the program's names, then do what the judge asks, until it ends."""
     channel = _Channel(readable, writable, 0, lambda number: _Callback(channel, number))
     try:
-        exec(compile(source, "program.py", "exec"), module.__dict__)
+        exec(source, module.__dict__)
         answer: tuple[Any, ...] = ("value", _names(module))
     except BaseException as error:
         answer = _raised(error)
@@ -300,7 +300,7 @@ def _do(channel: _Channel, module: Any, kind: str, *args: Any) -> Any:
         value = function(*arguments, **keywords)
         return value, [(k, given[k]) for k, data in before.items() if encode(given[k], channel._number_of) != data]
     if kind == "eval":
-        return eval(compile(args[0], "call", "eval"), module.__dict__), ()
+        return eval(args[0], module.__dict__), ()
     if kind == "special":
         target, name, *rest = args
         bare = name.strip("_")

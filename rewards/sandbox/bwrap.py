@@ -24,9 +24,9 @@ def find() -> str | None:
 
 
 def arguments(seen: View, seccomp: int, tmp_mib: int, command: list[str]) -> list[str]:
-    """``seccomp``: descriptor of the filter. The command is pid 1 of the sandbox."""
+    """``seccomp``: descriptor of the filter. pid 1 of the sandbox is bubblewrap's reaper."""
     line = ["bwrap", "--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts"]
-    line += ["--unshare-cgroup-try", "--die-with-parent", "--as-pid-1", "--new-session", "--clearenv"]
+    line += ["--unshare-cgroup-try", "--die-with-parent", "--new-session", "--clearenv"]
     line += ["--uid", str(UID), "--gid", str(UID), "--hostname", "sandbox"]
     for name, value in seen.environment.items():
         line += ["--setenv", name, value]

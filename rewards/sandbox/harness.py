@@ -1,4 +1,8 @@
-"""The first process inside the sandbox (its pid 1): it starts the program, and is the only one who reports.
+"""The first process of ours inside the sandbox: it starts the program, or becomes it.
+
+A program that is judged by its output or by its own process's last line needs nobody beside it: this process takes the
+limits, closes what is not the program's, and becomes it. Its exit status is reported from outside. Where a test calls
+functions of a program, or files of a build are wanted, this process stays and judges:
 
     judge (this process)                                   program (its child; hostile)
       reads frame 1: the program        -- fork -->          has frame 1 in memory and nothing else
@@ -7,7 +11,7 @@
       writes the verdict to RESULT      <-- values, data --
 
 The program shares no memory with the judge, was forked before the tests were read, and holds no descriptor of theirs.
-The judge is not dumpable, so its ``/proc`` entries are closed to the program, and as pid 1 it takes no signal from it.
+The judge is not dumpable, so its ``/proc`` entries are closed to the program; killing it ends the run without a verdict.
 Whatever the program does to its own interpreter stays in its own process.
 
 Sent into the sandbox as byte code. Modules cost milliseconds here: only those that a mode needs are imported.
@@ -34,37 +38,44 @@ def main() -> str:
     import posix
 
     job = marshal.loads(_frame(JOB))
-    # Data segment and address space come later, in the program: those bind where its memory is.
     _set_limits(job["limits"], ("nofile", "fsize", "core", "nproc"))
-    _ignore_interrupts()
-    _prctl(_PR_SET_DUMPABLE, 0)
     for path, data in job["files"].items():
         _write_file(posix, path, data)
     posix.write(RESULT, b"ready\n")
-    mode = job["mode"]
-    to_program, from_program = posix.pipe(), posix.pipe()  # this process calls, the program answers
+    if not job["judged"]:
+        posix.close(JOB)
+        _become_program(posix, job, -1, RESULT)
+        return str(job["source"])
+    _judge(marshal, posix, job)
+    return ""
+
+
+def _judge(marshal: Any, posix: Any, job: dict[str, Any]) -> None:
+    import _signal
+
+    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)  # no KeyboardInterrupt from the program
+    _prctl(_PR_SET_DUMPABLE, 0)
+    to_program, from_program = posix.pipe(), posix.pipe()
     pid = posix.fork()
     if pid == 0:
-        posix.close(to_program[1])
-        posix.close(from_program[0])
-        posix.close(JOB)
-        posix.close(RESULT)
+        for number in (to_program[1], from_program[0], JOB, RESULT):
+            posix.close(number)
         _become_program(posix, job, to_program[0], from_program[1])
-        return str(job["source"])
     posix.close(to_program[0])
     posix.close(from_program[1])
     secret = marshal.loads(_frame(JOB))
     posix.close(JOB)
-    if mode in ("script", "exec"):
+    if job["mode"] == "exec":
         posix.close(to_program[1])
-        kind, text, payload = _watch(posix, job, secret, pid, from_program[0])
+        kind, text, payload = _outputs(posix, job, pid)
     else:
         from rewards.sandbox.bridge import Bridge, judge  # loaded beside this module, byte code too
 
         _set_limits(job["limits"], ("cpu", "as", "data"))
-        kind, text, payload = judge(Bridge(from_program[0], to_program[1]), mode, secret)
-    head = f"{secret['nonce']} {kind} {len(text.encode('utf-8', 'replace'))} {len(payload)}\n"
-    _write_all(posix, RESULT, head.encode() + text.encode("utf-8", "replace") + payload)
+        kind, text, payload = judge(Bridge(from_program[0], to_program[1]), job["mode"], secret)
+    words = text.encode("utf-8", "replace")
+    head = f"{secret['nonce']} {kind} {len(words)} {len(payload)}\n".encode()
+    _write_all(posix, RESULT, head + words + payload)
     posix._exit(0)
 
 
@@ -93,13 +104,6 @@ def _write_file(posix: Any, path: str, data: bytes) -> None:
     posix.close(descriptor)
 
 
-def _ignore_interrupts() -> None:
-    """pid 1 takes only signals that it has handlers for: it has none, so the program cannot interrupt it."""
-    import _signal
-
-    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
-
-
 _LIMITS = {"cpu": 0, "fsize": 1, "data": 2, "core": 4, "nproc": 6, "nofile": 7, "as": 9}  # RLIMIT_*, of Linux
 
 
@@ -121,25 +125,13 @@ def _set_limits(limits: dict[str, int], names: tuple[str, ...]) -> None:
             _libc("setrlimit", _LIMITS[name], limits[name].to_bytes(8, sys.byteorder) * 2)
 
 
-def _watch(posix: Any, job: dict[str, Any], secret: dict[str, Any], pid: int, pipe: int) -> tuple[str, str, bytes]:
-    """A program with a life of its own: how it ended, and the files that were asked for.
-
-    ``token``: printed by the last line of a test in the program's own process, it must come through the pipe.
-    """
+def _outputs(posix: Any, job: dict[str, Any], pid: int) -> tuple[str, str, bytes]:
+    """Wait for a build, and take the files that it was asked for."""
     while True:
-        done, status = posix.wait()  # pid 1 has everybody's orphans
+        done, status = posix.wait()
         if done == pid:
             break
     code = posix.waitstatus_to_exitcode(status)
-    token = secret.get("token", "")
-    if token:
-        posix.set_blocking(pipe, False)
-        try:
-            said = posix.read(pipe, 4096)
-        except BlockingIOError:
-            said = b""
-        if code == 0 and token.encode() not in said:
-            return "no_token", "", b""
     outputs = {}
     for path in job["outputs"] if code == 0 else ():
         try:
@@ -147,8 +139,8 @@ def _watch(posix: Any, job: dict[str, Any], secret: dict[str, Any], pid: int, pi
             outputs[path] = _read_up_to(posix, descriptor, MAX_MESSAGE)
             posix.close(descriptor)
         except OSError:
-            return "no_output", path, b""
-    return "exited", str(code), encode(outputs) if outputs else b""
+            return "no_output", f"no file {path}", b""
+    return "exited", str(code), encode(outputs)
 
 
 def _read_up_to(posix: Any, descriptor: int, size: int) -> bytes:
@@ -162,9 +154,7 @@ def _read_up_to(posix: Any, descriptor: int, size: int) -> bytes:
 
 
 def _become_program(posix: Any, job: dict[str, Any], requests: int, answers: int) -> None:
-    _prctl(_PR_SET_DUMPABLE, 1)
-    posix.setsid()
-    mode = job["mode"]
+    """``answers``: to the judge; without one, RESULT. Returns for a script, which the caller runs."""
     _set_limits(job["limits"], ("cpu", "as", "data"))
     try:
         adjust = posix.open("/proc/self/oom_score_adj", posix.O_WRONLY)
@@ -172,21 +162,19 @@ def _become_program(posix: Any, job: dict[str, Any], requests: int, answers: int
         posix.close(adjust)
     except OSError:
         pass
-    if mode == "exec":
-        posix.close(requests)
+    if job["mode"] == "exec":
         _exec(posix, job, answers)
     import builtins
 
     sys.path += job["packages"]
     sys.argv[:] = ["program.py"]
     builtins.exit = builtins.quit = sys.exit  # `site` would define them; it is not loaded
-    if mode == "script":
-        posix.close(requests)
+    if job["mode"] == "script":
         posix.close(answers)
         return
-    name = "program"
-    module = type(sys)(name)
-    sys.modules[name] = sys.modules["__main__"] = module
+    _prctl(_PR_SET_DUMPABLE, 1)
+    module = type(sys)("program")
+    sys.modules["program"] = sys.modules["__main__"] = module
     from rewards.sandbox.bridge import serve
 
     try:
@@ -227,9 +215,8 @@ def _exec(posix: Any, job: dict[str, Any], answers: int) -> None:
     try:
         if job["token"]:
             posix.dup2(answers, JOB)  # descriptor 3, for the last line of a test
+        posix.close(answers)
         posix.execve(job["argv"][0], job["argv"], job["env"])
     except OSError as error:
         posix.write(2, f"{job['argv'][0]}: {error}\n".encode())
     posix._exit(127)
-
-

@@ -109,7 +109,8 @@ class _Launcher:
             self._end_children()
             if self._folder:
                 shutil.rmtree(self._folder, ignore_errors=True)
-        return os.waitstatus_to_exitcode(status)
+        code = os.waitstatus_to_exitcode(status)
+        return code if code >= 0 else 128 - code
 
     def _end_children(self) -> None:
         """Whoever a killed sandbox left behind is a child of this process now; return when none is left."""

@@ -64,7 +64,8 @@ class Job:
     outputs: tuple[str, ...] = ()  # exec: files wanted back where it ends with 0
     address_space: bool = True  # limit the address space too; runtimes that reserve gigabytes need False
     stdin: bytes = b""
-    secret: Mapping[str, Any] = field(default_factory=dict)  # read by the judge only, after the program was forked off
+    wants_token: bool = False  # exec: give it descriptor 3; what it writes there is the payload
+    secret: Mapping[str, Any] = field(default_factory=dict)  # call, code: read by the judge alone, after the fork
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Outcome:
 
     ``kind``: exited (script and exec: ``exit_code``; negative for a signal); value (call: ``payload``, for
     ``plain.decode``), passed, failed (call, code: ``text`` says why), cannot (the test asks for what the bridge does not
-    do); no_token, no_output (exec); timeout, output, memory (a limit that ended it; ``text`` says which), gone (the judge
+    do); no_output (exec); timeout, output, memory (a limit that ended it; ``text`` says which), gone (the judge
     was lost with the program).
     """
 

@@ -23,7 +23,7 @@ _MNT_DETACH = 2
 _SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 _SYS_MOUNT_SETATTR = 442  # of every architecture
 _AT_RECURSIVE = 0x8000
-_PR_SET_PDEATHSIG, _PR_CAPBSET_DROP, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 1, 24, 22, 38
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 1, 4, 24, 22, 38
 _SYS_CAPSET = {"x86_64": 126, "aarch64": 91}
 _DEVICES = ("null", "zero", "full", "random", "urandom")
 _BASE = "/tmp"  # hidden by the new root while that is built, in a mount namespace of our own
@@ -76,7 +76,7 @@ def _closed_way(folder: str) -> str | None:
 
 
 def enter(seen: View, seccomp: bytes, tmp_mib: int, command: list[str], keep: int) -> NoReturn:
-    """Become the waiting parent of a new pid namespace, whose pid 1 is ``command``; ends with its exit code.
+    """Become the waiting parent of a new pid namespace, and ``command`` its second process; ends with its exit code.
 
     ``keep``: descriptors below it go to the command.
     """
@@ -87,10 +87,7 @@ def enter(seen: View, seccomp: bytes, tmp_mib: int, command: list[str], keep: in
             file.write(text)
     pid = os.fork()
     if pid:
-        os.closerange(0, 2)  # pipes end with the program, not with who waits for it
-        os.closerange(3, 1024)
-        _, status = os.waitpid(pid, 0)
-        os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
+        _wait_as_parent(pid)
     prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     os.setsid()
     _build_root(seen, tmp_mib)
@@ -100,7 +97,22 @@ def enter(seen: View, seccomp: bytes, tmp_mib: int, command: list[str], keep: in
     os.umask(0o077)
     prctl(_PR_SET_NO_NEW_PRIVS, 1)
     _load_filter(seccomp)
+    prctl(_PR_SET_DUMPABLE, 0)  # pid 1 is a copy of the launcher
+    pid = os.fork()
+    if pid:
+        _wait_as_parent(pid)
     os.execve(command[0], command, seen.environment)
+
+
+def _wait_as_parent(pid: int) -> NoReturn:
+    """Reap whoever ends, and end like the child ``pid``, as shells put it: 128 + signal."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    os.closerange(0, 1024)  # pipes end with the program, not with who waits for it
+    while True:
+        done, status = os.wait()
+        if done == pid:
+            code = os.waitstatus_to_exitcode(status)
+            os._exit(code if code >= 0 else 128 - code)
 
 
 def _build_root(seen: View, tmp_mib: int) -> None:

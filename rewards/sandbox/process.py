@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from rewards.sandbox import bwrap, cgroup, filter, launcher
-from rewards.sandbox.bytecode import BOOT, frames
+from rewards.sandbox.bytecode import BOOT, frames, is_judged
 from rewards.sandbox.limits import IsolationUnavailable, Job, Limits, Outcome, SandboxError
 from rewards.sandbox.view import View, view
 from rewards.wire import send_message
@@ -154,13 +154,9 @@ class _Run:
         self._read: dict[int, bytearray] = {}
         given = [_memory_file("stdin", job.stdin)]
         for _ in range(2):
-            readable, writable = os.pipe()
-            self._read[readable] = bytearray()
-            given.append(writable)
+            given.append(self._pipe())
         given.append(_memory_file("job", data))
-        readable, writable = os.pipe()
-        self._read[readable] = bytearray()
-        given.append(writable)
+        given.append(self._pipe())
         self._stdout, self._stderr, self._result = self._read
         self._open = set(self._read)
         command = [seen.python, "-s", "-P", "-S", "-B", "-X", "utf8", "-c", BOOT]
@@ -171,9 +167,16 @@ class _Run:
             for number in given:
                 os.close(number)
         self._ended_by: tuple[str, str] | None = None
-        self._running = True
+        self._running, self._status = True, 0
+        self._judged = is_judged(job)
         self._look_at = self._started + _WATCH_S
         self._deadline = self._started + limits.wall_s
+
+    def _pipe(self) -> int:
+        readable, writable = os.pipe()
+        os.fchmod(writable, 0o622)  # the program may open it again, as /dev/stdout
+        self._read[readable] = bytearray()
+        return writable
 
     def finish(self) -> Outcome:
         try:
@@ -210,6 +213,7 @@ class _Run:
         data = self._control.recv(launcher.STATUS.size)
         if len(data) != launcher.STATUS.size:
             raise SandboxError("the sandbox's launcher died")
+        self._status = launcher.STATUS.unpack(data)[0]
         self._running = False
         self._deadline = self._look_at = time.monotonic() + _END_S
 
@@ -248,6 +252,9 @@ class _Run:
         common: dict[str, Any] = {"stdout": stdout, "stderr": stderr[-_KEPT_STDERR:], "seconds": seconds}
         if self._ended_by is not None:
             return Outcome(self._ended_by[0], self._ended_by[1], **common)
+        if not self._judged:
+            code = self._status if self._status <= 128 else 128 - self._status  # as shells have it: 128 + signal
+            return Outcome("exited", exit_code=code, payload=rest, **common)
         head, _, body = rest.partition(b"\n")
         words = head.decode("ascii", "replace").split(" ")
         if len(words) != 4 or not secrets.compare_digest(words[0], self._nonce):

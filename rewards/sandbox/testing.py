@@ -172,15 +172,16 @@ class TestRun:
         outcome = self._run(replace(job, stdin=test.stdin.encode()), max(0.01, deadline - time.monotonic()))
         if test.kind == "stdin":
             return _of_output(outcome, test.stdout)
-        return "" if outcome.kind == "exited" and outcome.exit_code == 0 else _told(outcome)
+        if outcome.kind != "exited" or outcome.exit_code != 0:
+            return _told(outcome)
+        return "" if token.encode() in outcome.payload else "ended before its tests did"
 
     def _job(self, argv: tuple[str, ...], files: Mapping[str, bytes], main: str, token: str = "") -> Job:
-        secret = {"token": token} if token else {}
         return Job(
             "exec",
             argv=self._language.argv(argv, main),
             files=files,
-            secret=secret,
+            wants_token=bool(token),
             address_space=self._language.address_space,
         )
 
@@ -200,8 +201,6 @@ def _as_bytes(files: Mapping[str, str]) -> dict[str, bytes]:
 def _told(outcome: Outcome) -> str:
     if outcome.kind == "cannot":
         raise SandboxError(f"the test cannot be run across processes: {outcome.text}")
-    if outcome.kind == "no_token":
-        return "ended before its tests did"
     if outcome.kind != "exited":
         return outcome.text
     how = f"ended with signal {-outcome.exit_code}" if outcome.exit_code < 0 else f"ended with {outcome.exit_code}"

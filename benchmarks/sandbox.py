@@ -1,0 +1,117 @@
+"""The sandbox's price: runs a second with every wall and the verdict protocol, over runs a second of bare bubblewrap.
+
+    .venv/bin/python -m benchmarks.sandbox            # throughput
+    .venv/bin/python -m benchmarks.sandbox --timeouts # 1,000 programs that end at their deadline leave no process
+
+Bare: ``subprocess.run`` of ``bwrap`` with the same folders, the same interpreter and its flags, on the same program as
+``python -c``; no limits, no seccomp filter, no launcher, no protocol. Arms take turns, round by round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import time
+from collections.abc import Callable
+from statistics import median
+
+import psutil
+
+from benchmarks.common import report
+from rewards.sandbox import bwrap
+from rewards.sandbox.limits import Job, Limits
+from rewards.sandbox.process import Sandbox
+from rewards.sandbox.view import view
+
+PROGRAM = "print(sum(map(int, input().split())))"
+FUNCTION = "def add(a, b):\n    return a + b"
+
+
+def bare_command() -> list[str]:
+    """bubblewrap's ordinary use, without the filter."""
+    seen = view()
+    line = [str(bwrap.find()), "--unshare-all", "--die-with-parent", "--new-session", "--clearenv"]
+    for path in seen.binds:
+        line += ["--ro-bind", path, path]
+    for target, destination in seen.links:
+        line += ["--symlink", target, destination]
+    line += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp", "--chdir", "/tmp"]
+    return [*line, seen.python, "-s", "-P", "-S", "-B", "-X", "utf8", "-c", PROGRAM]
+
+
+def throughput(num_rounds: int, num_runs: int) -> None:
+    command = bare_command()
+
+    def bare() -> None:
+        done = subprocess.run(command, input=b"2 3\n", capture_output=True, check=True)
+        assert done.stdout == b"5\n", done
+
+    def script(box: Sandbox) -> None:
+        outcome = box.run(Job("script", PROGRAM, stdin=b"2 3\n"))
+        assert outcome.kind == "exited" and outcome.stdout == b"5\n", outcome
+
+    def asserts(box: Sandbox) -> None:
+        outcome = box.run(Job("code", FUNCTION, secret={"test": "assert add(2, 3) == 5"}))
+        assert outcome.kind == "passed", outcome
+
+    with Sandbox("bwrap") as with_bwrap, Sandbox("namespaces") as with_namespaces:
+        arms: dict[str, Callable[[], None]] = {
+            "bare": bare,
+            "bwrap_script": lambda: script(with_bwrap),
+            "bwrap_code": lambda: asserts(with_bwrap),
+            "namespaces_script": lambda: script(with_namespaces),
+            "namespaces_code": lambda: asserts(with_namespaces),
+        }
+        seconds: dict[str, list[float]] = {name: [] for name in arms}
+        for arm in arms.values():
+            arm()
+        for _ in range(num_rounds):
+            for name, arm in arms.items():
+                started = time.perf_counter()
+                for _ in range(num_runs):
+                    arm()
+                seconds[name].append((time.perf_counter() - started) / num_runs)
+    rates = {f"{name}_runs_per_s": round(1 / median(values), 1) for name, values in seconds.items()}
+    ratios = {
+        f"{name}_over_bare": round(median(b / s for b, s in zip(seconds["bare"], values, strict=True)), 3)
+        for name, values in seconds.items()
+        if name != "bare"
+    }
+    report("sandbox_throughput", **rates, **ratios, rounds=num_rounds, runs=num_runs)
+
+
+def timeouts(num_runs: int) -> None:
+    me = psutil.Process()
+    before = {child.pid for child in me.children(recursive=True)}
+    program = "import os, time\nfor _ in range(3): os.fork()\ntime.sleep(60)"
+    for isolation in ("bwrap", "namespaces"):
+        started = time.perf_counter()
+        with Sandbox(isolation) as box:
+            kinds = [box.run(Job("script", program), Limits(wall_s=0.1)).kind for _ in range(num_runs)]
+            left_while_open = [child for child in me.children(recursive=True) if child.pid not in before]
+        left = [child for child in me.children(recursive=True) if child.pid not in before]
+        report(
+            "sandbox_timeouts",
+            isolation=isolation,
+            runs=num_runs,
+            timed_out=kinds.count("timeout"),
+            processes_beside_the_launcher=len(left_while_open) - 1,
+            processes_after_close=len(left),
+            seconds=round(time.perf_counter() - started, 1),
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--timeouts", action="store_true")
+    parser.add_argument("--runs", type=int, default=0)
+    parser.add_argument("--rounds", type=int, default=15)
+    arguments = parser.parse_args()
+    if arguments.timeouts:
+        timeouts(arguments.runs or 1000)
+    else:
+        throughput(arguments.rounds, arguments.runs or 20)
+
+
+if __name__ == "__main__":
+    main()
