@@ -85,11 +85,10 @@ class _Launcher:
             message = receive_message(self._control)
             if message[0] == "run":
                 _, descriptors, _, _ = socket.recv_fds(self._control, 1, NUM_DESCRIPTORS)
-                status = self._run(descriptors, **message[1])
-                self._control.sendall(STATUS.pack(status))
+                self._run(descriptors, **message[1])
             # else "kill" for a run that has just ended
 
-    def _run(self, descriptors: list[int], command: list[str], tmp_mib: int) -> int:
+    def _run(self, descriptors: list[int], command: list[str], tmp_mib: int) -> None:
         if not self._setup["walls"]:
             self._folder = tempfile.mkdtemp(prefix="rlplatform-program-")
         pid = self._spawn_bwrap(descriptors, command, tmp_mib) if self._bwrap >= 0 else os.fork()
@@ -100,17 +99,22 @@ class _Launcher:
         ended = os.pidfd_open(pid)
         try:
             ready, _, _ = select.select([ended, self._control], [], [])
-            if ended not in ready:
+            killed = ended not in ready
+            if killed:
                 os.kill(pid, signal.SIGKILL)
                 receive_message(self._control)  # "kill"; at the end of the socket EOFError ends this process
             _, status = os.waitpid(pid, 0)
+            code = os.waitstatus_to_exitcode(status)
+            answer = STATUS.pack(code if code >= 0 else 128 - code)
+            if not killed:
+                self._control.sendall(answer)  # what is left is dying already, and gone before the next run
         finally:
             os.close(ended)
             self._end_children()
             if self._folder:
                 shutil.rmtree(self._folder, ignore_errors=True)
-        code = os.waitstatus_to_exitcode(status)
-        return code if code >= 0 else 128 - code
+        if killed:
+            self._control.sendall(answer)
 
     def _end_children(self) -> None:
         """Whoever a killed sandbox left behind is a child of this process now; return when none is left."""

@@ -126,7 +126,10 @@ class Sandbox:
     # --- a run --------------------------------------------------------------------------------------------------
 
     def run(self, job: Job, limits: Limits | None = None) -> Outcome:
-        """Run one program to its end or to a limit. When this returns or raises, no process of it is left.
+        """Run one program to its end or to a limit.
+
+        No process of it is left when a limit ended it or this raises; after an end of its own, what it left behind is
+        killed while this returns, and gone before the next run.
 
         Raises SandboxError when the sandbox, not the program, failed.
         """
