@@ -31,7 +31,7 @@ def bare_command() -> list[str]:
     """bubblewrap's ordinary use, without the filter."""
     seen = view()
     line = [str(bwrap.find()), "--unshare-all", "--die-with-parent", "--new-session", "--clearenv"]
-    for path in seen.binds:
+    for path in (*seen.system, *seen.added):
         line += ["--ro-bind", path, path]
     for target, destination in seen.links:
         line += ["--symlink", target, destination]

@@ -30,11 +30,13 @@ def arguments(seen: View, seccomp: int, tmp_mib: int, command: list[str]) -> lis
     line += ["--uid", str(UID), "--gid", str(UID), "--hostname", "sandbox"]
     for name, value in seen.environment.items():
         line += ["--setenv", name, value]
-    for path in seen.binds:
+    for path in seen.system:
         line += ["--ro-bind", path, path]
     for target, destination in seen.links:
         line += ["--symlink", target, destination]
     size = str(tmp_mib << 20)
     line += ["--proc", "/proc", "--dev", "/dev", "--size", size, "--tmpfs", "/dev/shm", "--size", size, "--tmpfs", "/tmp"]
+    for path in seen.added:
+        line += ["--ro-bind", path, path]
     line += ["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/tmp", "--seccomp", str(seccomp), "--"]
     return line + command

@@ -117,16 +117,10 @@ def _wait_as_parent(pid: int) -> NoReturn:
 
 def _build_root(seen: View, tmp_mib: int) -> None:
     _mount("none", "/", None, _MS_REC | _MS_PRIVATE)
+    added = [(os.open(path, os.O_PATH | os.O_DIRECTORY), path) for path in seen.added]  # may lie below _BASE
     _mount("tmpfs", _BASE, "tmpfs", _MS_NOSUID | _MS_NODEV, "size=1m,nr_inodes=512,mode=755")
-    for source in seen.binds:
-        target = _BASE + source
-        if os.path.isdir(source):
-            os.makedirs(target, exist_ok=True)
-        else:
-            os.makedirs(os.path.dirname(target), exist_ok=True)
-            os.close(os.open(target, os.O_CREAT | os.O_WRONLY))
-        _mount(source, target, None, _MS_BIND | _MS_REC)
-        _seal(target)
+    for path in seen.system:
+        _show(path, path)
     for target, destination in seen.links:
         os.symlink(target, _BASE + destination)
     for name in ("proc", "dev", "tmp"):
@@ -143,11 +137,24 @@ def _build_root(seen: View, tmp_mib: int) -> None:
     for path in ("/dev/shm", "/tmp"):
         options = f"size={tmp_mib}m,nr_inodes=4096,mode=1777"
         _mount("tmpfs", _BASE + path, "tmpfs", _MS_NOSUID | _MS_NODEV, options)
+    for descriptor, path in added:
+        _show(f"/proc/self/fd/{descriptor}", path)
     os.chdir(_BASE)
     _check(libc.syscall(_SYS_PIVOT_ROOT[os.uname().machine], b".", b"."), "pivot_root")
     _check(libc.umount2(b".", _MNT_DETACH), "umount of the old root")
     _mount("none", "/", None, _MS_REMOUNT | _MS_BIND | _MS_RDONLY | _MS_NOSUID | _MS_NODEV)
     os.chdir("/tmp")
+
+
+def _show(source: str, destination: str) -> None:
+    target = _BASE + destination
+    if os.path.isdir(source):
+        os.makedirs(target, exist_ok=True)
+    else:
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        os.close(os.open(target, os.O_CREAT | os.O_WRONLY))
+    _mount(source, target, None, _MS_BIND | _MS_REC)
+    _seal(target)
 
 
 def _seal(path: str) -> None:

@@ -34,6 +34,7 @@ ISOLATIONS = ("auto", "bwrap", "namespaces", NONE)
 _START_TIMEOUT_S = 30.0
 _MAX_RESULT = 20 << 20  # bytes; the harness sends less
 _KEPT_STDERR = 4096  # bytes
+_START_S = 20.0  # for the sandbox to stand
 _WATCH_S = 0.05  # between two looks at the memory of a run
 _END_S = 5.0  # for the kernel to end a killed run
 
@@ -137,14 +138,16 @@ class Sandbox:
         control = self._start()
         try:
             return _Run(job, limits, self._packages, self._view, control, self._pid).finish()
-        except BaseException:  # a deadline of the caller, Ctrl-C, a lost launcher: start anew next time
+        except ConnectionError as error:
+            self.close()
+            raise SandboxError(f"the sandbox's launcher died: {error}") from error
+        except BaseException:  # a deadline of the caller, Ctrl-C: start anew next time
             self.close()
             raise
 
     @property
     def _pid(self) -> int:
-        assert self._launcher is not None
-        return self._launcher.pid
+        return self._launcher.pid if self._launcher is not None else -1
 
 
 class _Run:
@@ -172,8 +175,9 @@ class _Run:
         self._ended_by: tuple[str, str] | None = None
         self._running, self._status = True, 0
         self._judged = is_judged(job)
+        self._begun: float | None = None
         self._look_at = self._started + _WATCH_S
-        self._deadline = self._started + limits.wall_s
+        self._deadline = self._started + _START_S  # a program's time begins when it does, whatever the machine is doing
 
     def _pipe(self) -> int:
         readable, writable = os.pipe()
@@ -187,7 +191,7 @@ class _Run:
         finally:
             for number in self._read:
                 os.close(number)
-        return self._outcome(time.monotonic() - self._started)
+        return self._outcome(time.monotonic() - (self._begun or self._started))
 
     def _collect(self) -> None:
         poll = select.poll()
@@ -208,7 +212,8 @@ class _Run:
                     break  # a pipe without a holder we know of: its content is complete
                 if self._ended_by:
                     raise SandboxError(f"a killed run did not end within {_END_S:g} s")
-                self._kill("timeout", f"ran longer than {self._limits.wall_s:g} s")
+                limit_s = _START_S if self._begun is None else self._limits.wall_s
+                self._kill("timeout", f"ran longer than {limit_s:g} s")
             elif now >= self._look_at:
                 self._watch_memory(now)
 
@@ -225,6 +230,9 @@ class _Run:
         kept = self._read[number]
         kept += data
         if number == self._result:
+            if self._begun is None and data:
+                self._begun = time.monotonic()
+                self._deadline = self._begun + self._limits.wall_s
             limit, what = _MAX_RESULT, "sent a result of"
         else:
             limit, what = self._limits.output_kib << 10, "wrote"
@@ -311,15 +319,13 @@ def _alive(pid: int) -> bool:
 
 
 def _resident_mib(pids: list[int]) -> float:
-    """Pages of their own, and once the largest share of common ones."""
-    own = shared = 0
+    """All but pages of files; pages that two processes share count twice."""
+    kib = 0
     for pid in pids:
-        with contextlib.suppress(OSError, ValueError, IndexError):
-            with open(f"/proc/{pid}/statm") as file:
-                fields = file.read().split()
-            own += int(fields[1]) - int(fields[2])
-            shared = max(shared, int(fields[2]))
-    return (own + shared) * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
+        with contextlib.suppress(OSError, ValueError):
+            with open(f"/proc/{pid}/status") as file:
+                kib += sum(int(line.split()[1]) for line in file if line.startswith(("RssAnon:", "RssShmem:")))
+    return kib / 1024
 
 
 # --- which isolation ------------------------------------------------------------------------------------------------

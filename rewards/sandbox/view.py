@@ -28,8 +28,8 @@ ENVIRONMENT = {
 class View:
     """What is there, under its own path and read-only. The rest is /proc of its own, a small /dev, /dev/shm and /tmp."""
 
-    binds: tuple[str, ...]  # files and folders
-    added: tuple[str, ...]  # those of them that may lie where only this user may enter
+    system: tuple[str, ...]  # files and folders
+    added: tuple[str, ...]  # folders that may lie anywhere: below /tmp, or where only this user may enter
     links: tuple[tuple[str, str], ...]  # (target, path there)
     python: str  # the interpreter's path there
     environment: dict[str, str] = field(default_factory=lambda: dict(ENVIRONMENT))
@@ -50,4 +50,4 @@ def view(packages: tuple[str, ...] = ()) -> View:
         if not folder.startswith("/usr/") and folder != "/usr" and folder not in added:
             added.append(folder)
     python = os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
-    return View((*binds, *added), tuple(added), tuple(links), python)
+    return View(tuple(binds), tuple(added), tuple(links), python)
