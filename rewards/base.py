@@ -81,6 +81,8 @@ class RewardContractError(ValueError):
 REWARDS: dict[str, str] = {
     "math": "rewards.math:math_reward",
     "format": "rewards.format:format_reward",
+    "code": "rewards.code:code_reward",
+    "code_all": "rewards.code:code_all_reward",
 }
 
 SUPPLIED = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")

@@ -189,4 +189,3 @@ def warm_up() -> None:
     absent = [f"{language.name} (no {', '.join(language.missing())})" for language in LANGUAGES if language.missing()]
     if absent:
         print(f"code reward: not applicable on this machine: {'; '.join(absent)}", file=sys.stderr)
-

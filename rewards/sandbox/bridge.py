@@ -83,6 +83,9 @@ class _Channel:
             self._kept.append(value)
         return number
 
+    def has_given(self, value: Any) -> bool:
+        return any(value is kept for kept in self._kept)
+
     def _object_of(self, number: int) -> Any:
         if number % 2 == self._side:
             return self._kept[number // 2]
@@ -149,12 +152,19 @@ class Bridge:
                 raise self.exception(rest[0], rest[1])(rest[2])
             if kind != "callback":
                 raise ProgramEnded(f"an answer of kind {kind!r}")
-            function, args, kwargs = rest
-            try:
-                answer: tuple[Any, ...] = ("value", function(*args, **kwargs))
-            except Exception as error:
-                answer = _raised(error)
+            self._call_back(*rest)
+
+    def _call_back(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not self._channel.has_given(function):
+            raise ProgramEnded("it called what the test did not pass to it")
+        try:
+            answer: tuple[Any, ...] = ("value", function(*args, **kwargs))
+        except Exception as error:
+            answer = _raised(error)
+        try:
             self._channel.send(answer)
+        except (CannotCross, NotPlain) as error:  # the program may have asked for it: that makes no error of ours
+            self._channel.send(("raised", "TypeError", "TypeError", str(error)))
 
     def exception(self, name: str, base: str) -> type[Exception]:
         """The exception class of that name: a built-in one, or one of the program's, made anew on this side."""

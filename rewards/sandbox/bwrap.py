@@ -35,7 +35,20 @@ def arguments(seen: View, seccomp: int, tmp_mib: int, command: list[str]) -> lis
     for target, destination in seen.links:
         line += ["--symlink", target, destination]
     size = str(tmp_mib << 20)
-    line += ["--proc", "/proc", "--dev", "/dev", "--size", size, "--tmpfs", "/dev/shm", "--size", size, "--tmpfs", "/tmp"]
+    line += [
+        "--proc",
+        "/proc",
+        "--dev",
+        "/dev",
+        "--size",
+        size,
+        "--tmpfs",
+        "/dev/shm",
+        "--size",
+        size,
+        "--tmpfs",
+        "/tmp",
+    ]
     for path in seen.added:
         line += ["--ro-bind", path, path]
     line += ["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/tmp", "--seccomp", str(seccomp), "--"]

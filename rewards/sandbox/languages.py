@@ -40,7 +40,9 @@ class Language:
         return [tool for tool in self.tools if tool_path(tool) is None]
 
     def argv(self, template: tuple[str, ...], main: str = "") -> tuple[str, ...]:
-        return tuple(str(tool_path(part[1:])) if part.startswith("@") else part.replace("{main}", main) for part in template)
+        return tuple(
+            str(tool_path(part[1:])) if part.startswith("@") else part.replace("{main}", main) for part in template
+        )
 
 
 def tool_path(tool: str) -> str | None:
@@ -118,7 +120,11 @@ _NODE = ("@node", "--max-old-space-size=256", "--stack-size=4000")
 
 
 def _js(program: str) -> Files:
-    return {"program.js": program} if not _is_module(program) else {"program.js": "import('./main.mjs')", "main.mjs": program}
+    return (
+        {"program.js": program}
+        if not _is_module(program)
+        else {"program.js": "import('./main.mjs')", "main.mjs": program}
+    )
 
 
 def _is_module(program: str) -> bool:
@@ -221,7 +227,9 @@ LANGUAGES = (
         built=("classes.tar",),
         min_memory_mib=1024,
     ),
-    Language("javascript", ("js", "node", "nodejs"), ("node",), _js, _js_joined, (*_NODE, "program.js"), (*_NODE, "run.js")),
+    Language(
+        "javascript", ("js", "node", "nodejs"), ("node",), _js, _js_joined, (*_NODE, "program.js"), (*_NODE, "run.js")
+    ),
     Language(
         "typescript",
         ("ts",),

@@ -165,7 +165,19 @@ for pid in os.listdir("/proc"):
 def test_writes_stay_inside(run):
     name = f"escape-{os.getpid()}"
     interpreter = os.path.realpath(os.sys.base_prefix)  # type: ignore[attr-defined]
-    folders = ["/", "/usr", "/usr/lib", "/etc", "/bin", "/dev", "/proc", "/proc/sys/kernel", interpreter, "/root", "/var"]
+    folders = [
+        "/",
+        "/usr",
+        "/usr/lib",
+        "/etc",
+        "/bin",
+        "/dev",
+        "/proc",
+        "/proc/sys/kernel",
+        interpreter,
+        "/root",
+        "/var",
+    ]
     said = run(
         TRY
         + f"""
@@ -224,7 +236,9 @@ def test_symlinks_lead_nowhere(box, run, tmp_path):
 
 
 def test_no_rights_and_the_filter_is_on(run):
-    said = run("print([l for l in open('/proc/self/status') if l.split(':')[0] in ('CapEff', 'CapPrm', 'CapBnd', 'NoNewPrivs', 'Seccomp')])")
+    said = run(
+        "print([l for l in open('/proc/self/status') if l.split(':')[0] in ('CapEff', 'CapPrm', 'CapBnd', 'NoNewPrivs', 'Seccomp')])"
+    )
     status = {line.split(":")[0]: line.split(":")[1].strip() for line in eval(said)}
     assert int(status["CapEff"], 16) == int(status["CapPrm"], 16) == int(status["CapBnd"], 16) == 0
     assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
@@ -295,7 +309,9 @@ def test_seen_from_outside_it_is_nobody(box):
 
 
 def test_fork_bomb(box):
-    program = "import os, time\nwhile True:\n    try:\n        os.fork()\n    except OSError:\n        time.sleep(0.01)\n"
+    program = (
+        "import os, time\nwhile True:\n    try:\n        os.fork()\n    except OSError:\n        time.sleep(0.01)\n"
+    )
     counted = run_and_count(box, program, Limits(wall_s=1.0, num_processes=30))
     assert 10 < counted <= 33  # the launcher's own part of the tree included
     assert box.run(Job("script", "print('still here')"), SHORT).stdout == b"still here\n"
