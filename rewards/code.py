@@ -147,7 +147,8 @@ def _run(program: str, cases: list[Test], language: Language, entry_point: str, 
 
 def last_block(text: str) -> str | None:
     """What the last complete fenced block holds; a fence ends with one of its own kind that is at least as long."""
-    fence, body, last = "", [], None
+    fence, last = "", None
+    body: list[str] = []
     for line in text.split("\n"):
         line = line.rstrip("\r")
         found = _FENCE.match(line)

@@ -11,95 +11,25 @@ Sent into the sandbox as byte code, like ``harness.py``.
 
 from __future__ import annotations
 
-import _operator
 import builtins
-import posix
 import sys
 
-from rewards.sandbox.plain import NotPlain, decode, encode
+from rewards.sandbox.channel import CannotCross, Channel, ForeignObject, ProgramEnded, raised
+from rewards.sandbox.plain import NotPlain, encode
 
 TYPE_CHECKING = False  # typing itself is not imported: it takes longer than all of this module
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-MAX_MESSAGE = 16 << 20
 MAX_ITEMS = 1 << 20  # of an iterator that a call returned
-
-
-class ProgramEnded(BaseException):
-    """The program's process is gone or speaks nonsense; no ``except Exception`` of a test hides it."""
-
-
-class CannotCross(BaseException):
-    """The test needs what the bridge does not do: nobody's fault but the grader's."""
-
-
-class _Channel:
-    """Messages with a length in front, and the objects that stay on this side of it."""
-
-    def __init__(self, readable: int, writable: int, side: int, stand_in: Callable[[int], Any]) -> None:
-        self._readable, self._writable, self._side = readable, writable, side
-        self._stand_in = stand_in
-        self._kept: list[Any] = []
-        self._numbers: dict[int, int] = {}
-
-    def send(self, message: Any) -> None:
-        data = encode(message, self._number_of)
-        data = len(data).to_bytes(8, "big") + data
-        try:
-            while data:
-                data = data[posix.write(self._writable, data) :]
-        except OSError as error:
-            raise ProgramEnded(f"the other process is gone: {error}") from None
-
-    def receive(self) -> Any:
-        size = int.from_bytes(self._read(8), "big")
-        if size > MAX_MESSAGE:
-            raise ProgramEnded(f"a message of {size} bytes")
-        try:
-            return decode(self._read(size), self._object_of)
-        except ValueError as error:
-            raise ProgramEnded(str(error)) from None
-
-    def _read(self, size: int) -> bytes:
-        pieces, missing = [], size
-        while missing:
-            piece = posix.read(self._readable, missing)
-            if not piece:
-                raise ProgramEnded("the program ended")
-            pieces.append(piece)
-            missing -= len(piece)
-        return b"".join(pieces)
-
-    def _number_of(self, value: Any) -> int:
-        if type(value) in (StandIn, _Callback):
-            return object.__getattribute__(value, "_number")
-        number = self._numbers.get(id(value))
-        if number is None:
-            if self._side and not isinstance(value, (type(_told), type(len))):
-                raise CannotCross(f"the test hands a {type(value).__name__} to the program; only data and functions go")
-            number = self._numbers[id(value)] = 2 * len(self._kept) + self._side
-            self._kept.append(value)
-        return number
-
-    def has_given(self, value: Any) -> bool:
-        return any(value is kept for kept in self._kept)
-
-    def _object_of(self, number: int) -> Any:
-        if number % 2 == self._side:
-            return self._kept[number // 2]
-        return self._stand_in(number)
-
-
-# --- the test's side ------------------------------------------------------------------------------------------------
 
 
 class Bridge:
     """The judge's end: asks, and answers when the program calls a function that the test has passed to it."""
 
     def __init__(self, readable: int, writable: int) -> None:
-        self._channel = _Channel(readable, writable, 1, self._stand_in)
+        self._channel = Channel(readable, writable, 1, self._stand_in, _is_function)
         self._stand_ins: dict[int, StandIn] = {}
         self._exceptions: dict[str, type[Exception]] = {}
 
@@ -160,7 +90,7 @@ class Bridge:
         try:
             answer: tuple[Any, ...] = ("value", function(*args, **kwargs))
         except Exception as error:
-            answer = _raised(error)
+            answer = raised(error)
         try:
             self._channel.send(answer)
         except (CannotCross, NotPlain) as error:  # the program may have asked for it: that makes no error of ours
@@ -178,10 +108,10 @@ class Bridge:
         return self._exceptions[name]
 
 
-class StandIn:
+class StandIn(ForeignObject):
     """For an object of the program, on the test's side."""
 
-    __slots__ = ("_bridge", "_number")
+    __slots__ = ("_bridge",)
 
     def __init__(self, bridge: Bridge, number: int) -> None:
         object.__setattr__(self, "_bridge", bridge)
@@ -232,9 +162,8 @@ for _name in _WITH_ANOTHER.split():
 def judge(bridge: Bridge, mode: str, secret: dict[str, Any]) -> tuple[str, str, bytes]:
     """Run one test in this process: (kind, reason, value as bytes)."""
     entry_point = secret["entry_point"]
-    built_in = entry_point.startswith("__") or hasattr(builtins, entry_point)
     try:
-        if built_in:
+        if entry_point.startswith("__"):
             raise CannotCross(f"entry_point: expected a name of the program's own, got {entry_point!r}")
         names = bridge.loaded(secret["test"], entry_point)
         if mode == "code":
@@ -274,100 +203,5 @@ def _told(error: BaseException) -> str:
         return type(error).__name__ + line
 
 
-# --- the program's side ---------------------------------------------------------------------------------------------
-
-
-def serve(readable: int, writable: int, module: Any, source: str) -> None:
-    """Define the program's names, then do what the judge asks, until it ends."""
-    channel = _Channel(readable, writable, 0, lambda number: _Callback(channel, number))
-    try:
-        exec(source, module.__dict__)
-        answer: tuple[Any, ...] = ("value", _names(module))
-    except BaseException as error:
-        answer = _raised(error)
-    while True:
-        try:
-            channel.send(answer)
-        except NotPlain as error:
-            channel.send(_raised(error))
-        answer = _serve_one(channel, module, channel.receive())
-
-
-def _serve_one(channel: _Channel, module: Any, request: Any) -> tuple[Any, ...]:
-    try:
-        return ("value", _do(channel, module, *request))
-    except ProgramEnded:
-        raise
-    except BaseException as error:
-        return _raised(error)
-
-
-def _do(channel: _Channel, module: Any, kind: str, *args: Any) -> Any:
-    if kind == "call":
-        function, arguments, keywords = args
-        given = {**dict(enumerate(arguments)), **keywords}
-        before = {k: encode(v, channel._number_of) for k, v in given.items() if type(v) in (list, dict, set, bytearray)}
-        value = function(*arguments, **keywords)
-        return value, [(k, given[k]) for k, data in before.items() if encode(given[k], channel._number_of) != data]
-    if kind == "eval":
-        return eval(args[0], module.__dict__), ()
-    if kind == "special":
-        target, name, *rest = args
-        bare = name.strip("_")
-        found = getattr(builtins, bare, None) or getattr(_operator, bare, None) or getattr(_operator, f"{bare}_", None)
-        return found(target, *rest) if found else getattr(type(target), name)(target, *rest)
-    if kind == "is_iterator":
-        return hasattr(type(args[0]), "__next__")
-    return {"getattr": getattr, "setattr": setattr, "isinstance": isinstance}[kind](*args)
-
-
-class _Callback:
-    """A function of the test, on the program's side."""
-
-    __slots__ = ("_channel", "_number")
-
-    def __init__(self, channel: _Channel, number: int) -> None:
-        self._channel, self._number = channel, number
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """While it runs, the test may call the program again."""
-        self._channel.send(("callback", self, args, kwargs))
-        while True:
-            kind, *rest = request = self._channel.receive()
-            if kind == "value":
-                return rest[0]
-            if kind == "raised":
-                found = getattr(builtins, rest[0], None)
-                raise (found if isinstance(found, type) and issubclass(found, Exception) else Exception)(rest[2])
-            self._channel.send(_serve_one(self._channel, sys.modules["program"], request))
-
-
-def _raised(error: BaseException) -> tuple[Any, ...]:
-    if not isinstance(error, Exception):  # SystemExit and its like end no test
-        return ("raised", f"Program{type(error).__name__}", "Exception", str(error)[:1000])
-    kinds = [kind.__name__ for kind in type(error).__mro__ if kind.__module__ == "builtins"]
-    try:
-        text = str(error)[:1000]
-    except Exception:
-        text = ""
-    return ("raised", type(error).__name__, kinds[0], text)
-
-
-def _names(module: Any) -> tuple[Any, ...]:
-    """What the program has defined: values and objects; modules; what it took from modules; its exceptions."""
-    values, modules, imported, exceptions = {}, {}, {}, {}
-    for name, value in list(module.__dict__.items()):
-        if name.startswith("__"):
-            continue
-        home = getattr(value, "__module__", None)
-        if type(value) is type(sys):
-            modules[name] = value.__name__
-        elif isinstance(value, type) and issubclass(value, Exception) and home == module.__name__:
-            exceptions[name] = next(kind.__name__ for kind in value.__mro__ if kind.__module__ == "builtins")
-        elif type(home) is str and home in sys.modules and home != module.__name__ and callable(value):
-            own = getattr(value, "__name__", None)
-            if type(own) is str and getattr(sys.modules[home], own, None) is value:
-                imported[name] = (home, own)
-        else:
-            values[name] = value
-    return values, modules, imported, exceptions
+def _is_function(value: Any) -> bool:
+    return isinstance(value, (type(_told), type(len)))

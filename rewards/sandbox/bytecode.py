@@ -1,4 +1,4 @@
-"""The job as the first process of the sandbox reads it: byte code, the program, and last what the program must not see."""
+"""The job as the first process inside reads it: byte code, the program, and last what the program must not see."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from rewards.sandbox.limits import Job, Limits
 
-_MODULES = ("plain", "bridge", "harness")
+_MODULES = ("plain", "channel", "bridge", "answering", "harness")
 _BRIDGED = ("call", "code")
 
 # Given to `python -c`: loads the modules of frame 0 from descriptor 3 and hands over; a script then runs at top level.
@@ -34,11 +34,12 @@ h.end(None)
 def _modules(bridged: bool) -> bytes:
     codes = {}
     for name in _MODULES:
-        if name == "bridge" and not bridged:
+        if name not in ("plain", "harness") and not bridged:
             continue
         full_name = f"rewards.sandbox.{name}"
         spec = importlib.util.find_spec(full_name)
-        assert spec is not None and spec.origin is not None  # it lies beside this file
+        if spec is None or spec.origin is None:
+            raise FileNotFoundError(f"{full_name} is not where this file is")
         with open(spec.origin, encoding="utf-8") as file:
             tree = _WithoutAnnotations().visit(ast.parse(file.read()))
         codes[full_name] = compile(ast.fix_missing_locations(tree), f"<{name}>", "exec", dont_inherit=True, optimize=2)

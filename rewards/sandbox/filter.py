@@ -24,7 +24,7 @@ personality modify_ldt vm86 vm86old uselib ustat sysfs nfsservctl
 settimeofday clock_settime clock_adjtime adjtimex sethostname setdomainname
 mbind set_mempolicy migrate_pages move_pages get_mempolicy
 landlock_create_ruleset process_mrelease quotactl_fd seccomp
-""".split()
+"""
 _NAMESPACES = 0x7E020080  # CLONE_NEW{NS,CGROUP,UTS,IPC,USER,PID,NET,TIME}
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
 
@@ -45,7 +45,7 @@ def program() -> bytes:
         raise FilterUnavailable(f"the seccomp filter needs pyseccomp and libseccomp.so.2: {error}") from error
     rules = pyseccomp.SyscallFilter(pyseccomp.ALLOW)
     refuse, absent = pyseccomp.ERRNO(errno.EPERM), pyseccomp.ERRNO(errno.ENOSYS)
-    for name in _REFUSED:
+    for name in _REFUSED.split():
         with contextlib.suppress(ValueError, OSError, RuntimeError):  # not a call of this architecture
             rules.add_rule(absent if name in ("memfd_create", "landlock_create_ruleset") else refuse, name)
     # clone3 hides its flags behind a pointer; without it the C library uses clone.

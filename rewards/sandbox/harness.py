@@ -11,7 +11,7 @@ functions of a program, or files of a build are wanted, this process stays and j
       writes the verdict to RESULT      <-- values, data --
 
 The program shares no memory with the judge, was forked before the tests were read, and holds no descriptor of theirs.
-The judge is not dumpable, so its ``/proc`` entries are closed to the program; killing it ends the run without a verdict.
+The judge is not dumpable, so its ``/proc`` entries are closed to the program; killing it ends the run, unjudged.
 Whatever the program does to its own interpreter stays in its own process.
 
 Sent into the sandbox as byte code. Modules cost milliseconds here: only those that a mode needs are imported.
@@ -111,7 +111,8 @@ def _libc(name: str, *arguments: Any) -> None:
     """Through ``_ctypes`` alone: ctypes itself takes longer to import than Python to start, `resource` a little."""
     import _ctypes
 
-    if _ctypes.call_function(_ctypes.dlsym(_ctypes.dlopen(None, 0), name), arguments) != 0:
+    this_process: Any = None
+    if _ctypes.call_function(_ctypes.dlsym(_ctypes.dlopen(this_process, 0), name), arguments) != 0:
         raise OSError(f"{name}{arguments} failed")
 
 
@@ -168,14 +169,14 @@ def _become_program(posix: Any, job: dict[str, Any], requests: int, answers: int
 
     sys.path += job["packages"]
     sys.argv[:] = ["program.py"]
-    builtins.exit = builtins.quit = sys.exit  # `site` would define them; it is not loaded
+    builtins.exit = builtins.quit = sys.exit  # type: ignore[assignment]  # `site` would define them; it is not loaded
     if job["mode"] == "script":
         posix.close(answers)
         return
     _prctl(_PR_SET_DUMPABLE, 1)
     module = type(sys)("program")
     sys.modules["program"] = sys.modules["__main__"] = module
-    from rewards.sandbox.bridge import serve
+    from rewards.sandbox.answering import serve
 
     try:
         serve(requests, answers, module, job["source"])
@@ -185,7 +186,7 @@ def _become_program(posix: Any, job: dict[str, Any], requests: int, answers: int
 
 
 def end(error: BaseException | None) -> None:
-    """End the program's process as Python would, without taking the interpreter apart: that would cost a millisecond."""
+    """End the program's process as Python would, without taking the interpreter apart, which costs a millisecond."""
     import posix
 
     code = 0

@@ -1,9 +1,9 @@
 """How a program of each language is built, run, and joined with test code.
 
 Test code of other languages than Python runs in the program's own process, so its verdict is as good as that language
-lets it be: the last line after the tests writes a token to descriptor 3, which exit codes, printing, replaced assertions
-and exit handlers do not do. A program written against this file, which reads its own source or memory for the token,
-can forge it. {stdin, stdout} tests cannot be forged in any language: their answers never enter the sandbox.
+lets it be: the last line after the tests writes a token to descriptor 3, which exit codes, printing, replaced
+assertions and exit handlers do not do. A program written against this file, which reads its own source or memory for
+the token, can forge it. {stdin, stdout} tests are safe in any language: their answers never enter the sandbox.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ _CPP_END = """
 #include <cstdlib>
 #include <unistd.h>
 extern "C" void __wrap_exit(int) {{ _exit(113); }}
-namespace {{ struct TestsEnd {{ TestsEnd() {{ std::atexit([] {{ if (write(3, "{token}", {size}) < 0) _exit(114); }}); }} }} tests_end; }}
+static void tests_ended() {{ if (write(3, "{token}", {size}) < 0) _exit(114); }}
+static int tests_end = std::atexit(tests_ended);
 """
 _CPP_ASSERT = "\n#undef assert\n#undef NDEBUG\n#include <cassert>\n"
 
@@ -191,7 +192,8 @@ _CS_LISTEN = """        System.Diagnostics.Trace.Listeners.Clear();
 
 _CPP_BUILD = ("@g++", "-std=c++17", "-O1", "-w", "-o", "program", "program.cpp")
 # Types are not what is graded, and the declarations of Node are not at hand.
-_TSC = "tsc --target es2020 --module commonjs --lib es2020,dom program.ts > errors; test -f program.js || { cat errors; exit 1; }"
+_TSC = "tsc --target es2020 --module commonjs --lib es2020,dom program.ts > errors"
+_TSC += "; test -f program.js || { cat errors; exit 1; }"
 _MCS = ("@mcs", "-d:DEBUG", "-d:TRACE", "-r:System.Numerics", "-out:program.exe", "program.cs")
 
 LANGUAGES = (

@@ -98,7 +98,7 @@ class _Launcher:
             os.close(number)
         ended = os.pidfd_open(pid)
         try:
-            ready, _, _ = select.select([ended, self._control], [], [])
+            ready, _, _ = select.select([ended, self._control.fileno()], [], [])
             killed = ended not in ready
             if killed:
                 os.kill(pid, signal.SIGKILL)
@@ -135,7 +135,7 @@ class _Launcher:
         """Without copying this process; bubblewrap sees itself to it that it dies with its parent."""
         os.lseek(self._seccomp, 0, os.SEEK_SET)
         given = [*descriptors, self._seccomp]
-        actions = [(os.POSIX_SPAWN_DUP2, source, number) for number, source in enumerate(given)]
+        actions: list[tuple[int, ...]] = [(os.POSIX_SPAWN_DUP2, source, number) for number, source in enumerate(given)]
         actions += [(os.POSIX_SPAWN_CLOSE, number) for number in descriptors]
         line = bwrap.arguments(self._view, NUM_DESCRIPTORS, tmp_mib, command)
         path = f"/proc/self/fd/{self._bwrap}"

@@ -73,8 +73,8 @@ class Outcome:
     """How a run ended.
 
     ``kind``: exited (script and exec: ``exit_code``; negative for a signal); value (call: ``payload``, for
-    ``plain.decode``), passed, failed (call, code: ``text`` says why), cannot (the test asks for what the bridge does not
-    do); no_output (exec); timeout, output, memory (a limit that ended it; ``text`` says which), gone (the judge
+    ``plain.decode``), passed, failed (call, code: ``text`` says why), cannot (the test asks for what the bridge does
+    not do); no_output (exec); timeout, output, memory (a limit that ended it; ``text`` says which), gone (the judge
     was lost with the program).
     """
 

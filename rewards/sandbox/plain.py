@@ -28,7 +28,10 @@ _VALUES = {
     ("datetime", "time"): lambda x: (x.hour, x.minute, x.second, x.microsecond),
     ("datetime", "datetime"): lambda x: (x.year, x.month, x.day, x.hour, x.minute, x.second, x.microsecond),
 }
-_SEQUENCES = ((list, b"l"), (tuple, b"t"), (set, b"S"), (frozenset, b"Z"))
+_SEQUENCES: Any = ((list, b"l"), (tuple, b"t"), (set, b"S"), (frozenset, b"Z"))
+
+
+_SCALARS: Any = (int, float, str, bytes, bytearray, complex)
 
 
 class NotPlain(TypeError):
@@ -91,7 +94,7 @@ def _encode_other(value: Any, put: Callable[[bytes], None], opaque: Callable[[An
         put(b"x")
         _encode([*name, *_VALUES[name](value)], put, opaque, depth + 1)
         return
-    for scalar in (int, float, str, bytes, bytearray, complex):
+    for scalar in _SCALARS:
         if isinstance(value, scalar):
             own = getattr(scalar, "__int__" if scalar is int else "__float__" if scalar is float else "", None)
             plain = own(value) if own else scalar.__str__(value) if scalar is str else scalar(value)
@@ -131,8 +134,10 @@ def _decode(data: bytes, at: int, opaque: Callable[[int], Any] | None, depth: in
         text = data[at:end].decode("ascii")
         if tag == b"o" and opaque is None:
             raise ValueError("not plain data: a value that stayed behind")
-        value = float.fromhex(text) if tag == b"f" else int(text, 16)
-        return (opaque(value) if tag == b"o" and opaque else value), end + 1
+        if tag == b"f":
+            return float.fromhex(text), end + 1
+        number = int(text, 16)
+        return (opaque(number) if tag == b"o" and opaque else number), end + 1
     if tag in (b"c", b"r", b"x"):
         if tag == b"x":
             parts, at = _decode(data, at, opaque, depth + 1)

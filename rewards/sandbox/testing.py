@@ -69,8 +69,9 @@ def _read_test(number: int, raw: Any, language: str, entry_point: str) -> Test:
     if "stdout" in test:
         test.setdefault("stdin", "")
     if set(test) not in _FORMS:
+        got = ", ".join(map(str, test)) or "none"
         raise UnreadableTests(
-            f"test {number}: expected the keys stdin and stdout, call and expected, or code; got {sorted(map(str, test))}"
+            f"test {number}: expected the keys stdin and stdout, call and expected, or code, got {got}"
         )
     for key in ("stdin", "stdout", "code"):
         if not isinstance(test.get(key, ""), str):
@@ -190,7 +191,7 @@ class TestRun:
         job = replace(self._job(argv, _as_bytes(files), ""), outputs=self._language.built)
         outcome = self._run(job, max(0.01, deadline - time.monotonic()), limits)
         if outcome.kind == "exited" and outcome.exit_code == 0:
-            return {name: data for name, data in decode(outcome.payload).items()}
+            return dict(decode(outcome.payload))
         return f"does not build: {_told(outcome)}"
 
 
@@ -231,8 +232,8 @@ def _lines(text: str) -> list[str]:
 
 
 def same_value(expected: Any, value: Any) -> bool:
-    """Equal as Python has it, but for three things that datasets cannot say: a tuple, a range or a deque equals the list
-    of its items; keys of a mapping may be written as text; floats are equal within 1e-9 of each other.
+    """Equal as Python has it, but for what datasets cannot say: a tuple, a range or a deque equals the list of its
+    items, keys of a mapping may be written as text, and floats are equal within 1e-9 of each other.
     """
     if isinstance(expected, bool) or isinstance(value, bool) or expected is None or value is None:
         return type(expected) is type(value) and expected == value
@@ -268,12 +269,12 @@ def _same_mapping(expected: Mapping[Any, Any], value: dict[Any, Any]) -> bool:
 
 
 def _close(expected: Any, value: Any) -> bool:
-    if not isinstance(expected, numbers.Number) or not isinstance(value, numbers.Number):
+    if not all(isinstance(number, numbers.Number) for number in (expected, value)):
         return False
     if isinstance(expected, complex) or isinstance(value, complex):
         return abs(expected - value) <= max(_ABSOLUTE, _RELATIVE * abs(expected))
     try:
-        a, b = float(expected), float(value)  # type: ignore[arg-type]
+        a, b = float(expected), float(value)
     except OverflowError:
         return False
     return (math.isnan(a) and math.isnan(b)) or math.isclose(a, b, rel_tol=_RELATIVE, abs_tol=_ABSOLUTE)

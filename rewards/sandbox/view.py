@@ -26,7 +26,7 @@ ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class View:
-    """What is there, under its own path and read-only. The rest is /proc of its own, a small /dev, /dev/shm and /tmp."""
+    """What is there, under its own path, read-only. The rest is /proc of its own, a small /dev, /dev/shm and /tmp."""
 
     system: tuple[str, ...]  # files and folders
     added: tuple[str, ...]  # folders that may lie anywhere: below /tmp, or where only this user may enter

@@ -149,7 +149,8 @@ for pid in ({os.getpid()}, {os.getppid()}):
     print(tried(lambda: os.kill(pid, 0)), os.path.exists(f"/proc/{{pid}}"))
 for pid in os.listdir("/proc"):
     if pid.isdigit():
-        print(tried(lambda: [os.readlink(f"/proc/{{pid}}/fd/{{n}}").split(":")[0] for n in os.listdir(f"/proc/{{pid}}/fd")]))
+        folder = f"/proc/{{pid}}/fd"
+        print(tried(lambda: [os.readlink(f"{{folder}}/{{number}}") for number in os.listdir(folder)]))
 """
     )
     pids, *others = said.splitlines()
@@ -237,7 +238,10 @@ def test_symlinks_lead_nowhere(box, run, tmp_path):
 
 def test_no_rights_and_the_filter_is_on(run):
     said = run(
-        "print([l for l in open('/proc/self/status') if l.split(':')[0] in ('CapEff', 'CapPrm', 'CapBnd', 'NoNewPrivs', 'Seccomp')])"
+        """
+wanted = "CapEff", "CapPrm", "CapBnd", "NoNewPrivs", "Seccomp"
+print([line for line in open("/proc/self/status") if line.split(":")[0] in wanted])
+"""
     )
     status = {line.split(":")[0]: line.split(":")[1].strip() for line in eval(said)}
     assert int(status["CapEff"], 16) == int(status["CapPrm"], 16) == int(status["CapBnd"], 16) == 0
