@@ -55,13 +55,13 @@ def _do(channel: Channel, module: Any, kind: str, *args: Any) -> Any:
     if kind == "special":
         target, name, *rest = args
         bare = name.strip("_")
-        found: Any = (
-            getattr(builtins, bare, None) or getattr(_operator, bare, None) or getattr(_operator, f"{bare}_", None)
-        )
-        return found(target, *rest) if found else getattr(type(target), name)(target, *rest)
+        known: Any = getattr(builtins, bare, None) or getattr(_operator, bare, None)
+        known = known or getattr(_operator, f"{bare}_", None)
+        return known(target, *rest) if known else getattr(type(target), name)(target, *rest)
     if kind == "is_iterator":
         return hasattr(type(args[0]), "__next__")
-    return {"getattr": getattr, "setattr": setattr, "isinstance": isinstance}[kind](*args)
+    functions: Any = {"getattr": getattr, "setattr": setattr, "isinstance": isinstance}
+    return functions[kind](*args)
 
 
 class _Callback(ForeignObject):

@@ -23,6 +23,13 @@ def find() -> str | None:
     return shutil.which("bwrap")
 
 
+def folders(path: str) -> list[str]:
+    """The folders that a ``bwrap`` needs to run: its own, and the libraries that its package brings."""
+    own = os.path.dirname(os.path.realpath(path))
+    package = os.path.dirname(own)
+    return [folder for folder in (own, f"{package}.libs") if os.path.isdir(folder)]
+
+
 def arguments(seen: View, seccomp: int, tmp_mib: int, command: list[str]) -> list[str]:
     """``seccomp``: descriptor of the filter. pid 1 of the sandbox is bubblewrap's reaper."""
     line = ["bwrap", "--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts"]

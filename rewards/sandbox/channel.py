@@ -31,7 +31,7 @@ class Channel:
     def __init__(
         self, readable: int, writable: int, side: int, stand_in: Callable[[int], Any], may_cross: Callable[[Any], bool]
     ) -> None:
-        """``side``: 0 or 1, the other one there. ``may_cross``: may this value, not data, be kept here and named there?"""
+        """``side``: 0 or 1, the other one there. ``may_cross``: may this value, which is no data, stay here?"""
         self._readable, self._writable, self._side = readable, writable, side
         self._stand_in, self._may_cross = stand_in, may_cross
         self._kept: list[Any] = []

@@ -69,7 +69,8 @@ class _Launcher:
     def drop_rights(self, parent: int) -> None:
         cgroup.enter(self._total_mib, self._setup["max_processes"])
         if os.geteuid() == 0:
-            namespaces.open_ways(list(self._view.added))
+            needed = bwrap.folders(self._setup["bwrap"]) if self._setup["bwrap"] else []
+            namespaces.open_ways([*self._view.added, *needed])
             os.setgroups([])
             os.setresgid(NOBODY, NOBODY, NOBODY)
             os.setresuid(NOBODY, NOBODY, NOBODY)

@@ -51,7 +51,7 @@ def open_ways(folders: list[str]) -> None:
     """Make folders reachable for everybody, for this process and its children alone; called as root.
 
     An interpreter below /root is of no use to a user who may not enter /root. So in a mount namespace of our own an
-    empty folder lies over /root, and in it nothing but the way to the interpreter.
+    empty folder lies over /root, and in it nothing but the ways to the interpreter and to bubblewrap.
     """
     closed = {way for folder in folders if (way := _closed_way(folder))}
     if not closed:
