@@ -15,28 +15,23 @@ actor, Ray Train brings its own.
 from __future__ import annotations
 
 import contextlib
-import datetime
-import io
 import json
 import logging
 import math
 import os
-import random
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
 
+from actors.training_process import quiet_deepspeed, random_state, set_random_state
 from model.lora import add_adapters, merge_adapters, save_adapters
 from model.moe import MoE
 from rlplatform.config import ConfigError, LearnerConfig, OptimizerConfig
-from rlplatform.paths import prepare_deepspeed, torch_extensions_dir
 from rlplatform.roles import RunStopped
 
 log = logging.getLogger(__name__)
@@ -88,59 +83,6 @@ def learning_rate(config: OptimizerConfig, step: int, num_steps: int) -> float:
     return config.lr * (config.final_lr_ratio + (1.0 - config.final_lr_ratio) * share)
 
 
-def process_environment(*, use_gpu: bool, num_threads: int = 1) -> dict[str, str]:
-    """What a training process needs in its environment before it imports torch or DeepSpeed."""
-    env = {
-        "TORCH_EXTENSIONS_DIR": str(torch_extensions_dir()),
-        "TOKENIZERS_PARALLELISM": "false",
-    }
-    if not use_gpu:
-        env["DS_ACCELERATOR"] = "cpu"
-        # More threads than cores of its own spin against the other processes: 17 to 24 times slower.
-        env["OMP_NUM_THREADS"] = str(num_threads)
-    return env
-
-
-def init_process_group(rank: int, world_size: int, addr: str, port: int, *, timeout_s: float, use_gpu: bool) -> None:
-    """Join the training process group of a plain actor: NCCL on GPU, gloo on CPU. No launcher, no MPI."""
-    os.environ.update(
-        RANK=str(rank),
-        LOCAL_RANK="0",  # Ray shows a process only the GPU it was given
-        WORLD_SIZE=str(world_size),
-        MASTER_ADDR=addr,
-        MASTER_PORT=str(port),
-    )
-    with quiet_deepspeed():
-        import deepspeed
-
-        deepspeed.init_distributed(
-            dist_backend="nccl" if use_gpu else "gloo",
-            auto_mpi_discovery=False,
-            init_method=f"tcp://{addr}:{port}",
-            rank=rank,
-            world_size=world_size,
-            timeout=datetime.timedelta(seconds=timeout_s),
-        )
-
-
-@contextlib.contextmanager
-def quiet_deepspeed() -> Iterator[None]:
-    """DeepSpeed's prints and its own stdout handler become records of this module's logger."""
-    prepare_deepspeed()
-    chatter = io.StringIO()
-    with contextlib.redirect_stdout(chatter):
-        from deepspeed.utils import logger
-
-        for handler in list(logger.handlers):
-            logger.removeHandler(handler)
-        logger.propagate = True
-        logger.setLevel(logging.WARNING)
-        warnings.filterwarnings("ignore", "`torch.distributed.*is deprecated", FutureWarning)  # ZeRO-3's collectives
-        yield
-    for line in chatter.getvalue().splitlines():
-        log.debug("deepspeed: %s", line)
-
-
 def effective_zero_stage(stage: int, dtype: str) -> int:
     """bfloat16 with ZeRO 0 runs as ZeRO 1: only from there on DeepSpeed keeps float32 masters beside bfloat16."""
     return max(stage, 1) if dtype == "bfloat16" else stage
@@ -176,7 +118,8 @@ class TrainEngine:
     adapters, drawn from ``seed``, and only they are trained; what leaves the engine is merged.
 
     Raises:
-        ConfigError: ``learner.lora.targets`` names a layer that cannot be adapted.
+        ConfigError: ``learner.lora.targets`` names a layer that cannot be adapted; ``learner.compile`` for a policy
+            that transformers serves.
     """
 
     def __init__(
@@ -201,6 +144,8 @@ class TrainEngine:
         self.lora = learner.lora
         if self.lora.rank:
             self._add_adapters(seed)
+        if learner.compile:
+            self._compile_layers()
         self.num_trainable = sum(p.numel() for p in module.parameters() if p.requires_grad)
         self.num_steps = 0  # optimiser steps so far, skipped ones included: the place in the schedule
         self.num_skipped = 0
@@ -220,6 +165,14 @@ class TrainEngine:
                 dist_init_required=False,
             )
         self.device = self._deepspeed.device
+
+    def _compile_layers(self) -> None:
+        if not hasattr(self.policy, "compile_layers"):
+            kind = getattr(self.policy.config, "model_type", type(self.policy).__name__)  # type: ignore[attr-defined]
+            raise ConfigError(
+                f"learner.compile: expected a native model (qwen3, qwen3_moe), got {kind}; leave it false"
+            )
+        self.policy.compile_layers()
 
     def _add_adapters(self, seed: int) -> None:
         lora = self.lora
@@ -340,7 +293,7 @@ class TrainEngine:
         folder = Path(folder)
         with quiet_deepspeed():
             self._deepspeed.save_checkpoint(str(folder), tag=TAG)
-        torch.save(_random_state(), folder / f"random_state_rank{self.rank}.pt")
+        torch.save(random_state(), folder / f"random_state_rank{self.rank}.pt")
         if self.rank == 0:
             state = {name: getattr(self, name) for name in (*SHAPE, *COUNTERS, "num_trainable")}
             (folder / STATE_FILE).write_text(json.dumps(state))
@@ -365,7 +318,7 @@ class TrainEngine:
             raise RunStopped(f"DeepSpeed could not read the checkpoint in {folder}; see the log for its reason")
         for name in COUNTERS:
             setattr(self, name, state[name])
-        _set_random_state(torch.load(folder / f"random_state_rank{self.rank}.pt", weights_only=False))
+        set_random_state(torch.load(folder / f"random_state_rank{self.rank}.pt", weights_only=False))
 
     def close(self) -> None:
         """Give the engine's hooks and buffers back; the process group is its owner's to end."""
@@ -411,22 +364,3 @@ def _deepspeed_config(
             "contiguous_gradients": True,
         },
     }
-
-
-def _random_state() -> dict[str, Any]:
-    state: dict[str, Any] = {
-        "python": random.getstate(),
-        "numpy": np.random.get_state(),
-        "torch": torch.get_rng_state(),
-    }
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
-
-
-def _set_random_state(state: dict[str, Any]) -> None:
-    random.setstate(state["python"])
-    np.random.set_state(state["numpy"])
-    torch.set_rng_state(state["torch"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])

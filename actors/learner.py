@@ -26,10 +26,13 @@ from typing import Any, NoReturn, Protocol
 import numpy as np
 import ray
 
-from actors.engine import effective_zero_stage, process_environment, read_checkpoint
+from actors.engine import effective_zero_stage, read_checkpoint
 from actors.fleet import Err, Fleet
 from actors.learner_worker import LearnerWorker, StepPlan, UpdateReport
 from actors.logs import environment as log_environment
+from actors.training_process import process_environment
+from model.hf import load_policy
+from model.lora import check_targets
 from rlplatform import batching, losses, sharding
 from rlplatform.config import ConfigError, RLConfig
 from rlplatform.roles import RunStopped
@@ -63,7 +66,7 @@ class LearnerGroup:
     def __init__(
         self, config: RLConfig, model_path: str, *, sync: Publisher | None = None, dump_dir: str | Path = ""
     ) -> None:
-        _check(config)
+        _check(config, model_path)
         self.config, self._sync = config, sync
         self._dump_dir = Path(dump_dir) if dump_dir else None
         self._version = 0
@@ -93,7 +96,7 @@ class LearnerGroup:
 
     def restart(self, config: RLConfig, model_path: str) -> None:
         """Begin anew at version 0 with another configuration or model, in the same processes (which saves seconds)."""
-        _check(config)
+        _check(config, model_path)
         if config.learner.num_workers != self.config.learner.num_workers:
             raise ConfigError(
                 f"learner.num_workers: expected the {self.config.learner.num_workers} of the running ranks, "
@@ -301,12 +304,20 @@ class LearnerGroup:
         log.warning("update %d: a gradient was not finite; the batch is in %s", self._version, path)
 
 
-def _check(config: RLConfig) -> None:
+def _check(config: RLConfig, model_path: str) -> None:
     if config.sampling.temperature <= 0:
         raise ConfigError(
             f"sampling.temperature: expected > 0, got {config.sampling.temperature}; greedy samples have no "
             "log-probabilities to learn from"
         )
+    if config.learner.lora.rank:  # said here, before a process starts
+        try:
+            check_targets(
+                load_policy(model_path, meta=True, trust_remote_code=config.model.trust_remote_code),
+                config.learner.lora.targets,
+            )
+        except ValueError as error:
+            raise ConfigError(f"learner.{error}") from error
 
 
 def _metrics(batch: RolloutBatch, reports: list[UpdateReport], *, num_steps: int, seconds: float) -> Metrics:

@@ -17,10 +17,11 @@ import numpy as np
 import ray
 import torch
 
-from actors.engine import StepResult, TrainEngine, init_process_group
+from actors.engine import StepResult, TrainEngine
 from actors.fleet import FleetActor
 from actors.logs import redirect_output
 from actors.router import router_losses, router_step
+from actors.training_process import init_process_group
 from model.balance import RouterStep, counting_pass, mean_metrics
 from model.hf import load_policy
 from model.logprobs import TokenScorer

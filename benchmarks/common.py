@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import platform
+import statistics
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +37,21 @@ def machine() -> str:
         names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
         model = names[0] if names else model
     return f"{os.cpu_count()} cores ({model})"
+
+
+def cpu_seconds(steps: dict[str, Callable[[], float]], repeats: int) -> dict[str, float]:
+    """Median CPU seconds of each step, taken in turns after one warm-up; the steps must agree on their number."""
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    losses: dict[str, float] = {}
+    for repeat in range(repeats + 1):
+        for name, step in steps.items():
+            began = time.process_time()
+            losses[name] = step()
+            if repeat:
+                times[name].append(time.process_time() - began)
+    if max(losses.values()) - min(losses.values()) > 1e-4:
+        raise SystemExit(f"the arms do not compute the same: {losses}")
+    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def peak_resident_mib(*, reset: bool = False) -> float:

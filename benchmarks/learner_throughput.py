@@ -26,8 +26,9 @@ import numpy as np
 import torch
 import transformers
 
-from actors.engine import TrainEngine, init_process_group
+from actors.engine import TrainEngine
 from actors.learner_worker import MicroBatch, policy_loss
+from actors.training_process import init_process_group
 from benchmarks.common import report, tiny_model
 from model.hf import load_policy
 from model.logprobs import TokenScorer

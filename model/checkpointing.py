@@ -18,6 +18,8 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
+from model.moe import MIX_EXPERTS
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -37,9 +39,10 @@ def _dear_operators() -> frozenset[Any]:
         "_scaled_dot_product_efficient_attention",
         "_scaled_dot_product_cudnn_attention",
     )
+    # All products of the experts are one operator, which gives out no more than the layer's output and what it keeps.
     found = [getattr(torch.ops.aten, name).default for name in names if hasattr(torch.ops.aten, name)]
     varlen = getattr(getattr(torch.ops, "torch_attn", None), "_varlen_attn", None)
-    return frozenset([*found, varlen.default] if varlen is not None else found)
+    return frozenset([*found, MIX_EXPERTS, *([varlen.default] if varlen is not None else [])])
 
 
 def _policy(_context: Any, operator: Any, *_: Any, **__: Any) -> CheckpointPolicy:
@@ -68,4 +71,4 @@ def run_layer(layer: nn.Module, x: torch.Tensor, attend: Any, mode: CHECKPOINTIN
     if mode == "none":
         return layer(x, attend)
     arguments: dict[str, Any] = {"context_fn": selective_contexts} if mode == "selective" else {}
-    return checkpoint(layer, x, attend, use_reentrant=False, preserve_rng_state=False, **arguments)
+    return checkpoint(layer, x, attend, use_reentrant=False, **arguments)

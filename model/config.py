@@ -10,61 +10,16 @@ that are not about the architecture (token ids, versions) travel in ``extra``.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from model.positions import DualChunkConfig as DualChunkConfig
+from model.positions import UnsupportedModelError as UnsupportedModelError
+from model.positions import YarnConfig as YarnConfig
+from model.positions import check_types, read_dual_chunk, read_rope, rope_settings
+
 DENSE, MOE = "qwen3", "qwen3_moe"  # model_type of transformers and vLLM
-
-
-class UnsupportedModelError(ValueError):
-    """The model cannot be computed here with the numbers it would have elsewhere; the message says which part."""
-
-
-@dataclass(frozen=True)
-class YarnConfig:
-    """YaRN (arXiv 2309.00071): RoPE stretched by ``factor`` beyond ``original_max_position_embeddings``."""
-
-    factor: float
-    original_max_position_embeddings: int
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    attention_factor: float | None = None  # scales cos and sin; None: 0.1 ln(factor) + 1
-
-    def __post_init__(self) -> None:
-        if self.factor < 1:
-            raise ValueError(f"YaRN factor: expected >= 1, got {self.factor}")
-        if self.original_max_position_embeddings < 1:
-            raise ValueError(
-                "YaRN original_max_position_embeddings: expected the length the model was trained on, "
-                f"got {self.original_max_position_embeddings}"
-            )
-
-    @property
-    def cos_sin_scale(self) -> float:
-        if self.attention_factor is not None:
-            return self.attention_factor
-        return 0.1 * math.log(self.factor) + 1.0
-
-
-@dataclass(frozen=True)
-class DualChunkConfig:
-    """Dual Chunk Attention (arXiv 2402.17463): relative positions never exceed ``chunk_size``."""
-
-    chunk_size: int
-    local_size: int
-    original_max_position_embeddings: int = 0  # attention is scaled for longer rows; 0: no scaling
-
-    def __post_init__(self) -> None:
-        if not 0 < self.local_size < self.chunk_size:
-            raise ValueError(
-                f"dual chunk attention: expected 0 < local_size < chunk_size, got {self.local_size}, {self.chunk_size}"
-            )
-
-    @property
-    def chunk_len(self) -> int:
-        return self.chunk_size - self.local_size
 
 
 @dataclass(frozen=True)
@@ -96,7 +51,12 @@ class Qwen3Config:
     extra: Mapping[str, Any] = field(default_factory=dict)  # config.json keys without a field here, kept as they were
 
     def __post_init__(self) -> None:
-        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size"):
+        check_types(self)
+        if self.rope_theta <= 1:
+            raise ValueError(f"rope_theta: expected > 1, got {self.rope_theta}")
+        if not self.rms_norm_eps > 0:
+            raise ValueError(f"rms_norm_eps: expected > 0, got {self.rms_norm_eps}")
+        for name in _AT_LEAST_ONE:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected >= 1, got {getattr(self, name)}")
         if self.num_attention_heads % self.num_key_value_heads:
@@ -176,14 +136,14 @@ class Qwen3Config:
             coef = values.pop("router_aux_loss_coef", 0.001)
             taken["balance_coef"] = coef * taken["num_experts_per_tok"]
             taken.setdefault("intermediate_size", 6144)
+        for name in _PLAIN[:4]:
+            if name not in taken:
+                raise ValueError(f"config.json: expected {name}, got none")
         taken.setdefault("num_key_value_heads", 4 if moe else 32)
         taken.setdefault("head_dim", taken["hidden_size"] // taken["num_attention_heads"] if moe else 128)
         taken.setdefault("max_position_embeddings", 32_768)
-        taken["rope_theta"], taken["yarn"] = _read_rope(values, taken["max_position_embeddings"])
-        dual_chunk = values.pop("dual_chunk_attention_config", None)
-        if dual_chunk:
-            known = ("chunk_size", "local_size", "original_max_position_embeddings")
-            taken["dual_chunk"] = DualChunkConfig(**{key: dual_chunk[key] for key in known if key in dual_chunk})
+        taken["rope_theta"], taken["yarn"] = read_rope(values, taken["max_position_embeddings"])
+        taken["dual_chunk"] = read_dual_chunk(values.pop("dual_chunk_attention_config", None))
         for key in _IMPLIED:
             values.pop(key, None)
         return cls(**taken, extra=values)
@@ -223,6 +183,14 @@ class Qwen3Config:
         return {**self.extra, **values}
 
 
+_AT_LEAST_ONE = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "vocab_size",
+    "max_position_embeddings",
+)
 _PLAIN = (
     "hidden_size",
     "intermediate_size",
@@ -267,31 +235,16 @@ def unsupported_reason(values: Mapping[str, Any]) -> str:
     odd = sorted(set(values.get("layer_types") or ()) - {"full_attention"})
     if odd:
         return f"{kind}: expected every layer to be full attention, got layer types {odd}"
-    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
-    rope_type = rope.get("rope_type", rope.get("type", "default"))
+    rope = rope_settings(values)
+    rope_type = rope["rope_type"]
     if rope_type not in ("default", "yarn"):
         return f"{kind}: expected rope_type default or yarn, got {rope_type!r}"
     if rope_type == "yarn" and (rope.get("mscale") or rope.get("mscale_all_dim") or rope.get("truncate") is False):
-        return f"{kind}: expected YaRN without mscale, mscale_all_dim and truncate=false, got {dict(rope)}"
+        return f"{kind}: expected YaRN without mscale, mscale_all_dim and truncate=false, got {rope}"
+    partial = rope.get("partial_rotary_factor", values.get("partial_rotary_factor"))
+    if partial not in (None, 1):
+        return f"{kind}: expected partial_rotary_factor=1, got {partial!r}"
     return ""
-
-
-def _read_rope(values: dict[str, Any], max_positions: int) -> tuple[float, YarnConfig | None]:
-    """``rope_parameters`` of transformers 5, or ``rope_theta`` and ``rope_scaling`` of transformers 4."""
-    rope = dict(values.pop("rope_parameters", None) or values.pop("rope_scaling", None) or {})
-    theta = float(rope.pop("rope_theta", values.pop("rope_theta", 10_000.0)))
-    values.pop("rope_scaling", None)
-    values.pop("rope_theta", None)
-    if rope.pop("rope_type", rope.pop("type", "default")) != "yarn":
-        return theta, None
-    factor = float(rope.get("factor", 1.0))
-    return theta, YarnConfig(
-        factor=factor,
-        original_max_position_embeddings=int(rope.get("original_max_position_embeddings") or max_positions),
-        beta_fast=float(rope.get("beta_fast") or 32.0),
-        beta_slow=float(rope.get("beta_slow") or 1.0),
-        attention_factor=rope.get("attention_factor"),
-    )
 
 
 def _dense(hidden: int, ffn: int, layers: int, heads: int, *, tied: bool) -> Qwen3Config:

@@ -11,6 +11,7 @@ by their position, or with Dual Chunk Attention by their place in their chunk, w
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -57,13 +58,14 @@ def generate(
         max_prefill_tokens: prompts are computed this many tokens at a time (a longer prompt alone).
 
     Raises:
-        TypeError: not the native model.
-        ValueError: a prompt or a setting that cannot be; the message says which.
+        TypeError: not the native model, or token ids that are no whole numbers.
+        ValueError: a prompt or a setting that cannot be, or logits that are no numbers; the message says which.
     """
     if not isinstance(policy, Qwen3):
         raise TypeError(f"generate: expected a native Qwen3 (model.hf.load_qwen3), got {type(policy).__name__}")
     sampler = Sampler(temperature, top_p, top_k)
-    seeds = [seed + row for row in range(len(prompts))] if isinstance(seed, int) else list(seed)
+    prompts = [[operator.index(token) for token in prompt] for prompt in prompts]
+    seeds = list(seed) if isinstance(seed, Sequence) else [int(seed) + row for row in range(len(prompts))]
     _check(policy.config, prompts, max_new_tokens, seeds)
     if not prompts:
         return []

@@ -50,7 +50,8 @@ def load_policy(
 
     Raises:
         UnsupportedModelError: packing would change the model's numbers.
-        ValueError: the folder's weights do not fit its config; the message names the tensors.
+        FileNotFoundError: no config.json or no safetensors there.
+        ValueError: an unreadable file, or weights that do not fit the config; the message names the tensors.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype: expected one of {sorted(DTYPES)}, got {dtype!r}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +69,17 @@ def build_config(architecture: Mapping[str, Any]) -> Qwen3Config:
         raise ValueError(f"architecture.preset: unknown name {preset!r}{_nearest(str(preset), PRESETS)}")
     _check_names("architecture", changes, Qwen3Config, without=NOT_HERE)
     for name, kind in SECTIONS.items():
-        if isinstance(changes.get(name), Mapping):
-            _check_names(f"architecture.{name}", changes[name], kind)
-            changes[name] = _made(f"architecture.{name}", kind, changes[name])
+        values = changes.get(name)
+        if values is None:
+            continue
+        known = [field.name for field in fields(kind)]
+        if not isinstance(values, Mapping):
+            raise ValueError(f"architecture.{name}: expected {', '.join(known)}, got {values!r}")
+        _check_names(f"architecture.{name}", values, kind)
+        missing = [field.name for field in fields(kind) if field.default is MISSING and field.name not in values]
+        if missing:
+            raise ValueError(f"architecture.{name}: expected {' and '.join(missing)} as well")
+        changes[name] = _made(f"architecture.{name}", kind, values)
     return _made("architecture", replace, changes, PRESETS[preset])
 
 

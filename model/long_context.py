@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from model.config import DENSE, MOE, UnsupportedModelError
+from model.positions import rope_settings
 
 _YARN_KEYS = ("factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "attention_factor", "truncate")
 _QWEN3_THETA = 10_000.0  # transformers' default where a qwen3 config.json is silent
@@ -55,23 +56,19 @@ class RopeOverride:
             values: a ``config.json`` of transformers 4 (``rope_theta``, ``rope_scaling``) or 5 (``rope_parameters``).
 
         Raises:
-            UnsupportedModelError: the checkpoint's positions are neither plain RoPE nor YaRN, the same in all layers.
+            UnsupportedModelError: the checkpoint's positions are neither plain RoPE nor YaRN, the same in all layers,
+                or are stated twice and differ.
         """
         if not self.is_set:
             return {}
         name = values.get("model_type")
-        rope = dict(values.get("rope_parameters") or values.get("rope_scaling") or {})
-        if any(isinstance(value, Mapping) for value in rope.values()):
-            raise UnsupportedModelError(
-                f"{name}: rope_theta and yarn_factor need one RoPE for all layers, got one for each of {sorted(rope)}"
-            )
-        kind = rope.pop("type", None)
-        kind = rope.pop("rope_type", kind) or "default"
+        rope = rope_settings(values)
+        kind = rope.pop("rope_type")
         if kind not in ("default", "yarn"):
             raise UnsupportedModelError(
                 f"{name}: rope_theta and yarn_factor change plain RoPE or YaRN, the checkpoint has rope_type {kind!r}"
             )
-        theta = self.theta or rope.get("rope_theta") or values.get("rope_theta")
+        theta = self.theta or rope.get("rope_theta")
         if not theta:
             if name not in (DENSE, MOE):
                 raise UnsupportedModelError(f"{name}: config.json states no rope_theta; set model.rope_theta as well")

@@ -30,6 +30,21 @@ def linear_layers(policy: nn.Module) -> list[str]:
     return list(dict.fromkeys(name.rpartition(".")[2] for name in names))
 
 
+def check_targets(policy: nn.Module, targets: Sequence[str] = ()) -> list[str]:
+    """The layers that ``add_adapters`` would wrap; a policy on the meta device will do. Errors as there."""
+    if any(f".{BASE}." in name for name, _ in policy.named_parameters()):
+        raise ValueError("lora: expected a policy without adapters, got one that has them")
+    there = linear_layers(policy)
+    wrong = [target for target in targets if target not in there]
+    if wrong:
+        experts = any(".experts." in name for name, _ in policy.named_parameters())
+        why = " (experts are one tensor a layer, which cannot be adapted)" if experts else ""
+        raise ValueError(f"lora.targets: expected some of {', '.join(there)}{why}, got {', '.join(wrong)}")
+    if not there:
+        raise ValueError(f"lora.rank: expected linear layers to adapt, {type(policy).__name__} has none in `layers`")
+    return list(targets) or there
+
+
 def add_adapters(
     policy: nn.Module,
     *,
@@ -48,19 +63,7 @@ def add_adapters(
     """
     from peft import inject_adapter_in_model
 
-    if any(f".{BASE}." in name for name, _ in policy.named_parameters()):
-        raise ValueError("lora: expected a policy without adapters, got one that has them")
-    there = linear_layers(policy)
-    wrong = [target for target in targets if target not in there]
-    if wrong:
-        experts = any(".experts." in name for name, _ in policy.named_parameters())
-        why = " (experts are one tensor a layer, which cannot be adapted)" if experts else ""
-        raise ValueError(f"lora.targets: expected some of {', '.join(there)}{why}, got {', '.join(wrong)}")
-    if not there:
-        raise ValueError(
-            f"lora.rank: expected a model with linear layers in `layers`, {type(policy).__name__} has none"
-        )
-    chosen = list(targets) or there
+    chosen = check_targets(policy, targets)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inject_adapter_in_model(_peft_config(rank, alpha, dropout, chosen), policy, adapter_name=ADAPTER)

@@ -6,6 +6,7 @@ role, ``reasoning_content`` that is not a string. What would be lost that way is
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -104,7 +105,7 @@ def render_chat(
         raise RenderError("the tokenizer has no chat template; set tokenizer.chat_template")
     check_messages(messages, tools, template=str(tokenizer.chat_template))
     variables = dict(template_kwargs or {})
-    odd = sorted(set(variables) & {"messages", *inspect.signature(tokenizer.apply_chat_template).parameters})
+    odd = sorted(set(variables) & _arguments(type(tokenizer)))  # type: ignore[arg-type]
     if odd:
         raise RenderError(f"template_kwargs: expected variables of the chat template, got {', '.join(odd)}")
     try:
@@ -118,3 +119,9 @@ def render_chat(
     except (TemplateError, TypeError) as error:
         raise RenderError(f"the chat template refuses the conversation: {error}") from error
     return str(text)
+
+
+@functools.cache
+def _arguments(kind: type) -> frozenset[str]:
+    """The names that ``apply_chat_template`` keeps for itself."""
+    return frozenset({"messages", *inspect.signature(kind.apply_chat_template).parameters})  # type: ignore[attr-defined]

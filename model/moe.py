@@ -142,6 +142,25 @@ def _mix(
     return _Mix.apply(x, weights, gate_up, down, *dispatch)
 
 
+@torch.library.custom_op("rlplatform::mix_experts", mutates_args=())  # one operator, for model/checkpointing.py
+def mix_experts(
+    x: torch.Tensor,
+    weights: torch.Tensor,
+    gate_up: torch.Tensor,
+    down: torch.Tensor,
+    tokens: torch.Tensor,
+    back: torch.Tensor,
+    ends: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """y [T, H] and h [T * k, 2I] of ``_Mix``."""
+    h = F.grouped_mm(x.index_select(0, tokens), gate_up.transpose(1, 2), offs=ends)
+    rows = F.grouped_mm(_gated(h), down.transpose(1, 2), offs=ends)
+    return _gather_sum(rows, back, weights.to(x.dtype)), h
+
+
+MIX_EXPERTS: Any = torch.ops.rlplatform.mix_experts.default
+
+
 class _Mix(torch.autograd.Function):
     """y_t = sum_j w_tj D_e (silu(G_e x_t) * U_e x_t), e = the j-th expert of t.
 
@@ -161,10 +180,9 @@ class _Mix(torch.autograd.Function):
         back: torch.Tensor,
         ends: torch.Tensor,
     ) -> torch.Tensor:
-        h = F.grouped_mm(x.index_select(0, tokens), gate_up.transpose(1, 2), offs=ends)
-        out = F.grouped_mm(_gated(h), down.transpose(1, 2), offs=ends)
+        out, h = mix_experts(x, weights, gate_up, down, tokens, back, ends)
         ctx.save_for_backward(x, weights, gate_up, down, tokens, back, ends, h)
-        return _gather_sum(out, back, weights.to(x.dtype))
+        return out
 
     @staticmethod
     @once_differentiable
@@ -174,17 +192,24 @@ class _Mix(torch.autograd.Function):
         grad_x = grad_gate_up = grad_down = None
         sorted_weights = torch.empty_like(weights.flatten()).index_copy_(0, back.flatten(), weights.flatten())
         sorted_weights = sorted_weights.to(x.dtype)[:, None]
-        grad_sorted = grad.index_select(0, tokens)  # also makes an expanded gradient contiguous
-        a = _gated(h)
-        grad_a = F.grouped_mm(grad_sorted, down, offs=ends)  # before the routing weight
+        gate, up = h.chunk(2, dim=-1)
+        # [T * k, .] tensors are written over as soon as they are used up: fresh memory costs as much as arithmetic.
+        rows = grad.index_select(0, tokens)  # also makes an expanded gradient contiguous
+        grad_a = F.grouped_mm(rows, down, offs=ends)  # before the routing weight
+        silu = F.silu(gate)
+        a = silu * up
         grad_weights = torch.linalg.vecdot(grad_a, a).to(weights.dtype)[back]
         if need_down:
-            grad_down = F.grouped_mm(grad_sorted.T, a * sorted_weights, offs=ends)
-        del a, grad_sorted
-        grad_h = _gated_backward(grad_a.mul_(sorted_weights), h)
-        del grad_a
+            grad_down = F.grouped_mm(rows.T, a.mul_(sorted_weights), offs=ends)
+        grad_a.mul_(sorted_weights)
+        grad_h = torch.empty_like(h)
+        grad_gate, grad_up = grad_h.chunk(2, dim=-1)
+        torch.mul(grad_a, silu, out=grad_up)
+        torch.ops.aten.silu_backward.grad_input(grad_a.mul_(up), gate, grad_input=grad_gate)
         if need_gate_up:
-            grad_gate_up = F.grouped_mm(grad_h.T, x.index_select(0, tokens), offs=ends)
+            torch.index_select(x, 0, tokens, out=rows)
+            grad_gate_up = F.grouped_mm(grad_h.T, rows, offs=ends)
+        del rows, a, silu, grad_a
         if need_x:
             grad_x = _gather_sum(F.grouped_mm(grad_h, gate_up, offs=ends), back, None)
         return grad_x, grad_weights, grad_gate_up, grad_down, None, None, None
@@ -193,16 +218,6 @@ class _Mix(torch.autograd.Function):
 def _gated(h: torch.Tensor) -> torch.Tensor:
     gate, up = h.chunk(2, dim=-1)
     return F.silu(gate).mul_(up)
-
-
-def _gated_backward(grad: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
-    """Gradient of ``h`` [.., 2I] from that of ``_gated(h)`` [.., I]."""
-    gate, up = h.chunk(2, dim=-1)
-    result = torch.empty_like(h)
-    grad_gate, grad_up = result.chunk(2, dim=-1)
-    torch.mul(grad, F.silu(gate), out=grad_up)
-    torch.ops.aten.silu_backward.grad_input(grad * up, gate, grad_input=grad_gate)
-    return result
 
 
 def _gather_sum(rows: torch.Tensor, back: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:

@@ -8,6 +8,7 @@ import torch
 
 from model.attention import Packing
 from model.attention import packed_attention as attend_packed
+from model.config import UnsupportedModelError
 
 NAME = "rlplatform_packed"  # the attention implementation's name inside transformers
 
@@ -38,7 +39,10 @@ def packed_attention(
 ) -> tuple[torch.Tensor, None]:
     """Causal attention within each row; returns ([1, T, heads, head_dim], None)."""
     if packing is None:
-        raise ValueError(f"attention {NAME}: expected the keyword `packing`; call the model through PackedCausalLM")
+        raise UnsupportedModelError(
+            f"{type(module).__name__} does not hand row boundaries (`packing`) to the packed attention; rows would see "
+            "each other. Or the model was not called through PackedCausalLM"
+        )
     for feature in ("sliding_window", "softcap", "s_aux", "position_bias"):
         if kwargs.get(feature) is not None:
             raise ValueError(

@@ -16,14 +16,18 @@ def uniforms(seed: int, num: int) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Sampler:
-    """``logits [B, V], draws [B] in [0, 1) -> token ids int64 [B], their log-probabilities float32 [B]``."""
+    """``logits [B, V], draws [B] in [0, 1) -> token ids int64 [B], their log-probabilities float32 [B]``.
+
+    Raises:
+        ValueError: a setting out of its range; logits that are no numbers.
+    """
 
     temperature: float
     top_p: float = 1.0
     top_k: int = -1
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
+        if not self.temperature >= 0:  # NaN too
             raise ValueError(f"temperature: expected >= 0 (0 is greedy), got {self.temperature}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p: expected in (0, 1], got {self.top_p}")
@@ -32,6 +36,12 @@ class Sampler:
 
     def __call__(self, logits: torch.Tensor, draws: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         logprobs = self.logprobs(logits)
+        broken = int(logprobs.isnan().any(dim=-1).sum())
+        if broken:
+            raise ValueError(
+                f"logits: expected numbers, got NaN or infinity in {broken} of {len(logits)} rows; the weights hold "
+                "such values, or the model overflows in its dtype"
+            )
         if self.temperature == GREEDY:
             tokens = logprobs.argmax(dim=-1, keepdim=True)
         else:
@@ -48,7 +58,7 @@ class Sampler:
         logits = logits.float()
         if self.temperature == GREEDY:
             return logits.log_softmax(dim=-1)
-        logits = logits / self.temperature
+        logits = (logits - logits.amax(dim=-1, keepdim=True)) / self.temperature  # 0 at most: no overflow to infinity
         if 0 < self.top_k < logits.shape[-1]:
             smallest = logits.topk(self.top_k, dim=-1).values[:, -1:]
             logits = logits.masked_fill(logits < smallest, -torch.inf)

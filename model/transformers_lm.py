@@ -91,11 +91,20 @@ def load_transformers(
     for key, value in (changes or {}).items():
         setattr(config, key, value)
     check_config(config)
-    if meta:
-        with torch.device("meta"):
-            hf = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code, **arguments)
-    else:
-        hf = AutoModelForCausalLM.from_pretrained(path, config=config, trust_remote_code=trust_remote_code, **arguments)
+    arguments["trust_remote_code"] = trust_remote_code
+    try:
+        if meta:
+            with torch.device("meta"):
+                hf = AutoModelForCausalLM.from_config(config, **arguments)
+        else:
+            hf = AutoModelForCausalLM.from_pretrained(path, config=config, **arguments)
+    except KeyError as error:
+        if error.args != (packing.NAME,):
+            raise
+        raise UnsupportedModelError(
+            f"{config.model_type}: its layers choose among attentions of their own; they cannot take the packed "
+            "attention, and rows packed together would see each other"
+        ) from error
     for module in hf.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0  # two forwards of one token must agree
@@ -117,6 +126,10 @@ def check_config(config: Any) -> None:
         )
     if not getattr(config, "layer_types", None) and getattr(config, "sliding_window", None) is not None:
         raise UnsupportedModelError(f"{name}: expected full attention, got sliding_window={config.sliding_window}")
+    if getattr(config, "dual_chunk_attention_config", None):
+        raise UnsupportedModelError(
+            f"{name}: dual_chunk_attention_config is computed for native Qwen3 only; transformers would ignore it"
+        )
     neutral = {
         "logit_scale": 1.0,
         "logits_scaling": 1.0,

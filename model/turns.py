@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from model.messages import Message, RenderError, render_chat
+from model.messages import Message, RenderError, check_messages, render_chat
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -41,8 +41,8 @@ class Conversation:
         template_kwargs: further variables of the template.
 
     Raises:
-        RenderError: the conversation cannot be rendered (``render_chat``), starts with an assistant message, or holds
-            one without content, thought or call; or the template does not write a turn as it prompts for it.
+        RenderError: the conversation cannot be rendered (``render_chat``), or holds an assistant message without
+            content, thought or call; or the template does not write a turn as it prompts for it.
     """
 
     def __init__(
@@ -60,8 +60,8 @@ class Conversation:
         self._tokenizer, self._tools = tokenizer, tools
         self._variables = {**(template_kwargs or {}), "enable_thinking": True}
         self._enable_thinking, self._add_generation_prompt = enable_thinking, add_generation_prompt
-        self._messages = messages
-        render_chat(tokenizer, messages, tools=tools, template_kwargs=self._variables)  # the checks come first
+        check_messages(messages, tools, template=str(tokenizer.chat_template))
+        self._messages = [_with_content(message, index) for index, message in enumerate(messages)]
         self._word = _absent_word(messages, tools)
         self._spoken = {"role": "assistant", "content": self._word}
         self._plain_prompt = self._render([_USER], prompt=True)
@@ -93,6 +93,19 @@ class Conversation:
         )
 
     @cached_property
+    def _unprompted(self) -> str:
+        """What precedes the assistant's text in a conversation that starts with it."""
+        opening = self._plain_prompt.removeprefix(self._render([_USER]))
+        head, _, _ = self._render([self._spoken]).partition(self._word)
+        start, found, _ = head.rpartition(opening)
+        if not found:
+            raise RenderError(
+                f"message 0: the template does not write its generation prompt {opening!r} before an assistant "
+                f"message that comes first; got {head!r}"
+            )
+        return start + opening
+
+    @cached_property
     def turns(self) -> list[Turn]:
         found: list[Turn] = []
         previous = -1
@@ -102,10 +115,8 @@ class Conversation:
             between = self._messages[previous + 1 : index]
             if previous >= 0:
                 before = self._after_a_turn(between, prompt=True)
-            elif between:
-                before = self._render(between, prompt=True)
             else:
-                raise RenderError("message 0: expected a system, user or tool message before the assistant's")
+                before = self._render(between, prompt=True) if between else self._unprompted
             found.append(Turn(index, before, self._text(message, index)))
             previous = index
         return found
@@ -164,10 +175,7 @@ class Conversation:
         return tail
 
     def _text(self, message: Message, index: int) -> str:
-        content = message.get("content") or ""
-        calls, reasoning = message.get("tool_calls"), message.get("reasoning_content")
-        if message.get("content") is None and not calls and not reasoning:
-            raise RenderError(f"message {index}: an assistant message without content, thought or tool call")
+        content, calls, reasoning = message["content"], message.get("tool_calls"), message.get("reasoning_content")
         as_written = not reasoning and (_CLOSE in content or content.lstrip().startswith(_OPEN))
         if as_written:
             # A prompt may have opened the block itself.
@@ -175,6 +183,10 @@ class Conversation:
             content = content.removeprefix(opening + after) if opening and not after.strip() else content
             if not calls:
                 return content
+            if not content.rpartition(_CLOSE)[2].strip("\n"):  # nothing is said between the thought and the calls
+                silent = {**message, "content": "", "reasoning_content": None}
+                bare = self._text({**silent, "tool_calls": None}, index)
+                return content + self._text(silent, index).removeprefix(bare)
             shown = self._render([_USER, {**message, "content": self._word, "reasoning_content": None}])
             return content + shown.partition(self._word)[2].rpartition(self.end)[0]
         shown = self._render([_USER, message])
@@ -184,6 +196,14 @@ class Conversation:
                 f"generation prompt {self._plain_prompt!r}; got {shown!r}"
             )
         return shown[len(self._plain_prompt) :].rpartition(self.end)[0]
+
+
+def _with_content(message: Message, index: int) -> dict[str, Any]:
+    """Absent content as an empty string: some templates refuse None, or write it as a word."""
+    content = message.get("content")
+    if content is None and not message.get("tool_calls") and not message.get("reasoning_content"):
+        raise RenderError(f"message {index}: an assistant message without content, thought or tool call")
+    return {**message, "content": content or ""}
 
 
 def _absent_word(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None) -> str:

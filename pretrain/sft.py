@@ -26,6 +26,7 @@ from pretrain.step import count_experts, micro_batch_loss, plan_steps, rank_micr
 from pretrain.train import drop_metrics_after, load_checkpoint, run_on_ray_train, save_checkpoint
 from rlplatform.config import ConfigError, SFTConfig
 from rlplatform.runs import RunFolder, write_atomically
+from rlplatform.servable import check_positions
 
 if TYPE_CHECKING:
     from actors.engine import TrainEngine
@@ -79,6 +80,7 @@ def run_sft(
     began = time.perf_counter()
     if not config.model.path:
         raise ConfigError("model.path: expected a Hugging Face folder or hub id to train, got nothing")
+    check_positions(config.model.path, config.model)
     folder = RunFolder(config.run_dir)
     folder.path.mkdir(parents=True, exist_ok=True)
     tokenizer = AutoTokenizer.from_pretrained(config.model.path, trust_remote_code=config.model.trust_remote_code)

@@ -127,7 +127,7 @@ def _check_resources(available: Mapping[str, float], learner: LearnerConfig) -> 
 
 def worker_main(config: dict[str, Any]) -> dict[str, Any]:
     """Runs on every rank: environment, logs, then the function. What stops a run on purpose is not a failure."""
-    from actors.engine import process_environment
+    from actors.training_process import process_environment
 
     os.environ.update(process_environment(use_gpu=config["use_gpu"]))
     import ray.train

@@ -25,6 +25,8 @@ reward_app = typer.Typer(help="Work with reward functions.", no_args_is_help=Tru
 app.add_typer(reward_app, name="reward")
 tokens_app = typer.Typer(help="Look at conversations as tokens and loss masks.", no_args_is_help=True)
 app.add_typer(tokens_app, name="tokens")
+model_app = typer.Typer(help="Look at a model without loading it.", no_args_is_help=True)
+app.add_typer(model_app, name="model")
 
 STOPPED, WRONG = 1, 2
 
@@ -202,6 +204,17 @@ def tokens_show(
     from rlplatform.tokens_show import show_file
 
     _guarded(lambda: show_file(file, tokenizer=tokenizer, stock=stock, line=line, rows=rows))
+
+
+@model_app.command("show")
+def model_show(
+    preset_or_path: Annotated[str, typer.Argument(help="A preset, e.g. Qwen3-0.6B, a model folder or a hub id.")],
+    ranks: Annotated[list[int] | None, typer.Option(help="Training ranks; may be given again.")] = None,
+) -> None:
+    """Parameters, shapes, and memory by dtype and ZeRO stage."""
+    from rlplatform.model_show import show
+
+    _guarded(lambda: show(preset_or_path, ranks=ranks or (1, 8, 64)))
 
 
 def main() -> None:

@@ -239,6 +239,7 @@ class LearnerConfig(TrackedReads):
     activation_checkpointing: Literal["none", "selective", "full"] = (
         "none"  # less memory: selective computes all but matrix products and attention again, full everything
     )
+    compile: bool = False  # torch.compile on every layer of a native Qwen3, ZeRO 0 to 2; pays on GPUs, not on CPUs
     lora: LoraConfig = field(default_factory=LoraConfig)  # train adapters instead of all weights
     router_balance: Literal["global_batch", "micro_batch"] = (
         "global_batch"  # tokens an expert was chosen by are counted over the optimiser step, or each micro-batch alone
@@ -252,6 +253,10 @@ class LearnerConfig(TrackedReads):
         _require(self.num_workers >= 1, f"learner.num_workers: expected >= 1, got {self.num_workers}")
         _require(self.max_tokens_per_micro_batch > 0, "learner.max_tokens_per_micro_batch: expected > 0")
         _require(self.logprob_chunk_tokens > 0, "learner.logprob_chunk_tokens: expected > 0")
+        _require(
+            not (self.compile and self.zero_stage == 3),
+            "learner.compile: expected zero_stage 0, 1 or 2, got 3, whose gathering hooks would be compiled away",
+        )
         _require((self.router_balance_coef or 0.0) >= 0, "learner.router_balance_coef: expected >= 0")
         _require(self.router_z_coef >= 0, "learner.router_z_coef: expected >= 0")
 

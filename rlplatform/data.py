@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from model.messages import RenderError, render_chat
 from rlplatform.config import ConfigError, DataConfig
 from rlplatform.seeds import request_seed
 from rlplatform.types import GenerationRequest, Prompt
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet")
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # an escape that is one half of a character
 
 
 class DataError(ConfigError):
@@ -32,6 +34,36 @@ class DataError(ConfigError):
 
 
 # --- rows -----------------------------------------------------------------------------------------------------------
+
+
+def parse_json(text: str, expected: str) -> Any:
+    """``text`` as JSON.
+
+    Raises:
+        DataError: it does not parse, or holds half of a surrogate pair, which neither a tokenizer nor a file takes; the
+            message is ``expected`` with the reason.
+    """
+    try:
+        value = json.loads(text)
+        if _SURROGATE.search(text):
+            json.dumps(value, ensure_ascii=False).encode()
+    except json.JSONDecodeError as error:
+        raise DataError(f"{expected}: {error}") from error
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(str(error.object)[error.start]):04x}"
+        raise DataError(f"{expected}: {half} is half of a character: its pair is missing") from error
+    except RecursionError as error:
+        raise DataError(f"{expected}: nested too deeply") from error
+    return value
+
+
+def read_json(path: Path, expected: str) -> Any:
+    """The value of a JSON file; errors as in ``parse_json``."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{expected}: {error}") from error
+    return parse_json(text, expected)
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -42,10 +74,7 @@ def read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             for number, line in enumerate(file, 1):
                 if not line.strip():
                     continue
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise DataError(f"{path}:{number}: expected one JSON object a line: {error}") from error
+                row = parse_json(line, f"{path}:{number}: expected one JSON object a line")
                 if not isinstance(row, dict):
                     raise DataError(f"{path}:{number}: expected a JSON object, got {type(row).__name__}")
                 yield f"{path}:{number}", row
@@ -65,10 +94,7 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _read_json(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DataError(f"{path}: expected a JSON list of objects: {error}") from error
+    rows = read_json(path, f"{path}: expected a JSON list of objects")
     if not isinstance(rows, list):
         raise DataError(f"{path}: expected a JSON list of objects, got {type(rows).__name__}")
     for number, row in enumerate(rows, 1):
@@ -206,9 +232,15 @@ def load_prompts(config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> Prom
         value, columns = normalise(row, where, config)
         if config.chat:
             messages = _messages(value, where, config)
-            text = tokenizer.apply_chat_template(
-                list(messages), tokenize=False, add_generation_prompt=True, enable_thinking=config.enable_thinking
-            )
+            try:
+                text = render_chat(
+                    tokenizer,
+                    messages,
+                    add_generation_prompt=True,
+                    template_kwargs={"enable_thinking": config.enable_thinking},
+                )
+            except RenderError as error:
+                raise DataError(f"{where}: column {config.prompt!r}: {error}") from error
         else:
             if not isinstance(value, str):
                 raise DataError(f"{where}: column {config.prompt!r}: chat is off, expected a string, got {value!r:.60}")

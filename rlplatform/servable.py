@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from model.config import UnsupportedModelError
-from rlplatform.config import ConfigError, EvalConfig, ModelConfig, RLConfig
+from model.config import DENSE, MOE, UnsupportedModelError
+from model.positions import rope_settings
+from rlplatform.config import ConfigError, EvalConfig, ModelConfig, RLConfig, SFTConfig
 
 
 def check_servable(path: str, model: ModelConfig, max_model_len: int) -> None:
@@ -19,19 +20,14 @@ def check_servable(path: str, model: ModelConfig, max_model_len: int) -> None:
         max_model_len: tokens, prompt and completion together.
 
     Raises:
-        ConfigError: Dual Chunk Attention, positions that ``model.rope_theta`` or ``model.yarn_factor`` cannot change,
-            or a length beyond the model's.
+        ConfigError: Dual Chunk Attention, a length beyond the model's, or as ``check_positions``.
     """
-    values = _config_json(path)
+    values = check_positions(path, model)
     if values.get("dual_chunk_attention_config"):
         raise ConfigError(
             f"{path}: config.json has dual_chunk_attention_config, and vLLM computes no Dual Chunk Attention: no "
             "rollouts, evaluation or serving with it; model/generate.py decodes this model"
         )
-    try:
-        values = model.rope.apply(values)
-    except UnsupportedModelError as error:
-        raise ConfigError(f"{path}: {error}") from error
     rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
     longest = values.get("max_position_embeddings")
     other_factor = rope.get("rope_type", rope.get("type", "default")) not in ("default", "yarn")
@@ -43,16 +39,47 @@ def check_servable(path: str, model: ModelConfig, max_model_len: int) -> None:
         )
 
 
+def check_positions(path: str, model: ModelConfig) -> dict[str, Any]:
+    """The model's ``config.json`` with the run's positions in.
+
+    Raises:
+        ConfigError: positions that ``model.rope_theta`` or ``model.yarn_factor`` cannot change, or that a Qwen3's
+            config.json states twice and differently.
+    """
+    values = _config_json(path)
+    try:
+        if values.get("model_type") in (DENSE, MOE):
+            rope_settings(values)
+        return model.rope.apply(values)
+    except UnsupportedModelError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
 def check_now(config: Any) -> None:
-    """``check_servable`` for a run whose model is a folder that is already there; nothing is downloaded."""
-    if isinstance(config, (RLConfig, EvalConfig)) and (Path(config.model.path) / "config.json").is_file():
-        check_servable(config.model.path, config.model, config.max_model_len)
+    """What a run checks of its model before it starts, where that is a folder already there; downloads nothing."""
+    if not isinstance(config, (RLConfig, EvalConfig, SFTConfig)):
+        return
+    model = config.model
+    if (Path(model.path) / "config.json").is_file():
+        if isinstance(config, SFTConfig):
+            check_positions(model.path, model)
+        else:
+            check_servable(model.path, model, config.max_model_len)
 
 
 def _config_json(path: str) -> Mapping[str, Any]:
     file = Path(path) / "config.json"
-    if not Path(path).is_dir():
-        from huggingface_hub import hf_hub_download
+    try:
+        if not Path(path).is_dir():
+            from huggingface_hub import hf_hub_download
 
-        file = Path(hf_hub_download(path, "config.json"))
-    return json.loads(file.read_text())
+            file = Path(hf_hub_download(path, "config.json"))
+        values = json.loads(file.read_text())
+        if not isinstance(values, dict):
+            raise ValueError(f"config.json: expected a JSON object, got {type(values).__name__}")
+        return values
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"model.path={path!r}: expected a Hugging Face folder with config.json, or a hub id, got "
+            f"{type(error).__name__}: {error}"
+        ) from error

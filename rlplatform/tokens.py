@@ -103,13 +103,14 @@ def _training(
 ) -> Rendered:
     from model.chat import differences, encode_segments, training_segments
     from model.turns import Conversation
+    from rewards.response import OPEN, parse
 
-    thinking = kwargs.pop("enable_thinking", True)
+    thinking = kwargs.pop("enable_thinking", None)
     conversation = Conversation(
         tokenizer,
         messages,
         tools=tools,
-        enable_thinking=thinking,
+        enable_thinking=True if thinking is None else thinking,
         add_generation_prompt=prompt,
         template_kwargs=kwargs,
     )
@@ -119,6 +120,11 @@ def _training(
     notes: tuple[str, ...] = ()
     if not conversation.turns:
         notes += ("no assistant message: nothing of it is trained",)
+    notes += tuple(
+        f"message {turn.message}: the think block is not closed, and the end of the turn after it is trained"
+        for turn in conversation.turns
+        if not parse(turn.text, opened=turn.before.rstrip().endswith(OPEN)).finished
+    )
     whole = tokenizer(text, add_special_tokens=False)["input_ids"]
     if whole != token_ids.tolist():
         notes += (
@@ -137,14 +143,15 @@ def _stock(
 
     notes: tuple[str, ...] = ()
     text = render_chat(tokenizer, messages, tools=tools, add_generation_prompt=prompt, template_kwargs=kwargs)
-    thinking = kwargs.pop("enable_thinking", True)
-    if not isinstance(thinking, bool):
+    thinking = kwargs.pop("enable_thinking", None)
+    if not isinstance(thinking, bool | None):
         notes += (f"enable_thinking={thinking!r} is neither true nor false; Qwen3's template takes it for true",)
     segments = [Segment(text, trained=False)]
+    spoken = [{**message, "content": message.get("content") or ""} for message in messages]  # None is shown like ""
     try:
         conversation = Conversation(
             tokenizer,
-            messages,
+            spoken,
             tools=tools,
             enable_thinking=thinking is not False,
             add_generation_prompt=prompt,
@@ -163,7 +170,9 @@ def _segments_of(conversation: Conversation, text: str) -> list[Segment]:
 
     segments = stock_segments(conversation)
     if _joined(segments) != text:
-        raise RenderError("the template writes something else when enable_thinking is given")
+        raise RenderError(
+            "the template writes something else when enable_thinking, or content that is absent, is given"
+        )
     return segments
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -15,7 +17,7 @@ from rich.console import Console
 from rich.text import Text
 
 from rlplatform.config import ConfigError, DataConfig
-from rlplatform.data import DataError, read_rows
+from rlplatform.data import DataError, read_json, read_rows
 from rlplatform.tokens import Rendered, meta_file, render_row, tokenizer_of
 
 if TYPE_CHECKING:
@@ -47,7 +49,10 @@ def show_file(
     if not file.is_file():
         raise DataError(f"{file}: no such file")
     name = tokenizer or _nearby_tokenizer(file)
-    loaded = tokenizer_of(name)
+    try:
+        loaded = tokenizer_of(name)
+    except ConfigError as error:
+        raise error if tokenizer else ConfigError(f"{error}; give --tokenizer, a folder or hub id") from error
     shown = 0
     first = line or 1
     for number, (where, row) in enumerate(_rows(file), 1):
@@ -82,10 +87,7 @@ def _rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     if file.suffix != ".json":
         yield from read_rows(DataConfig(path=str(file)))
         return
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DataError(f"{file}: expected a JSON row or list of messages: {error}") from error
+    value = read_json(file, f"{file}: expected a JSON row or list of messages")
     if isinstance(value, list) and value and all(isinstance(item, dict) and "role" in item for item in value):
         value = {"messages": value}
     for number, row in enumerate(value if isinstance(value, list) else [value], 1):
@@ -155,23 +157,29 @@ def _stored(tokenizer: PreTrainedTokenizerBase, row: dict[str, Any], where: str)
     ids, mask = row["token_ids"], row.get("loss_mask")
     if not isinstance(ids, list) or not isinstance(mask, list) or len(ids) != len(mask):
         raise DataError(f"{where}: expected token_ids and loss_mask, lists of one length")
+    if not all(type(token) is int and -(2**31) <= token < 2**31 for token in ids):
+        raise DataError(f"{where}: expected token_ids to be whole numbers of 32 bits")
+    if not all(isinstance(trained, bool) for trained in mask):
+        raise DataError(f"{where}: expected loss_mask to be true or false throughout")
     prompt: list[int] = []
     text = row.get("text")
     if isinstance(row.get("prompt"), str) and isinstance(row.get("completion"), str):  # a rollout
         prompt, text = tokenizer(row["prompt"], add_special_tokens=False)["input_ids"], None
-    if any(not isinstance(token, int) or not 0 <= token < len(tokenizer) for token in ids) or (
-        isinstance(text, str) and _nfc(tokenizer.decode(ids)) != _nfc(text)
+    elif isinstance(text, str) and (
+        not all(0 <= token < len(tokenizer) for token in ids) or _nfc(tokenizer.decode(ids)) != _nfc(text)
     ):
         raise DataError(f"{where}: token_ids are not this tokenizer's encoding of `text`; give --tokenizer")
     rendered = Rendered(
-        text if isinstance(text, str) else tokenizer.decode([*prompt, *ids]),
+        text or "",
         np.array([*prompt, *ids], dtype=np.int32),
         np.array([*[False] * len(prompt), *mask], dtype=np.bool_),
     )
-    if row.get("messages") is not None and isinstance(text, str):
+    if row.get("messages") is None or not text:
+        return rendered
+    with contextlib.suppress(DataError):  # it was rendered otherwise
         fresh = render_row(tokenizer, row, where, training=True)
         if fresh.text == text:
-            rendered = replace(rendered, differences=fresh.differences, notes=fresh.notes)
+            return replace(rendered, differences=fresh.differences, notes=fresh.notes)
     return rendered
 
 
@@ -201,8 +209,9 @@ def token_roles(tokenizer: PreTrainedTokenizerBase, rendered: Rendered) -> list[
     role, in_tool = "text", False
     for place, token in enumerate(ids):
         if token == start:
-            head = tokenizer.decode(ids[place + 1 : place + 8])
-            role, in_tool = head.partition("\n")[0].strip() or "text", False
+            head = "".join(token_texts(tokenizer, rendered.token_ids[place + 1 : place + 8]))
+            named = re.match(r"[a-z_]{1,20}(?=\n)", head)
+            role, in_tool = named[0] if named else "text", False
         in_tool = in_tool or token == opened
         roles.append("tool" if in_tool and role == "user" else role)
         if token in (closed, end):
@@ -211,9 +220,15 @@ def token_roles(tokenizer: PreTrainedTokenizerBase, rendered: Rendered) -> list[
 
 
 def token_texts(tokenizer: PreTrainedTokenizerBase, token_ids: np.ndarray) -> list[str]:
-    """The text of each token; bytes that are no whole character are written ``<0xE4>``."""
+    """The text of each token; bytes that are no whole character are written ``<0xE4>``.
+
+    A model samples ids beyond the vocabulary too, where its embedding has more rows: ``<id 318>``.
+    """
     texts = []
     for token in token_ids.tolist():
+        if not 0 <= token < len(tokenizer):
+            texts.append(f"<id {token}>")
+            continue
         text = tokenizer.decode([token])
         if "\ufffd" in text:
             raw = tokenizer.convert_ids_to_tokens(token)

@@ -18,9 +18,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, Qwen3Config
 
-from actors.engine import _random_state, _set_random_state, learning_rate
+from actors.engine import learning_rate
 from actors.learner import LearnerGroup
 from actors.learner_worker import MicroBatch, policy_loss
+from actors.training_process import random_state, set_random_state
 from model.hf import load_policy
 from model.logprobs import TokenScorer
 from rlplatform.batching import loss_denominator
@@ -257,6 +258,15 @@ def test_activation_checkpointing_changes_nothing(start: Any, model: str, one_st
     assert relative_error(learner.full_state(), one_step[0], initial(model)) < 1e-4
 
 
+def test_compiled_layers_learn_the_same(start: Any, model: str, one_step: Any) -> None:
+    config = configuration(2, stage=2, budget=100)
+    learner = start(replace(config, learner=replace(config.learner, compile=True)))
+    learner.update(learner.add_logprobs(rollouts()))
+    assert relative_error(learner.full_state(), one_step[0], initial(model)) < 1e-4
+    with pytest.raises(ConfigError, match="zero_stage 0, 1 or 2, got 3"):
+        replace(config.learner, compile=True, zero_stage=3)
+
+
 @pytest.mark.parametrize("stage", [2, 3])
 def test_a_rank_without_rows_keeps_step(start: Any, model: str, stage: int) -> None:
     batch = rollouts(num_rows=1)
@@ -397,10 +407,10 @@ def test_random_states_of_every_rank_and_library_are_kept(start: Any, tmp_path: 
     def draw() -> tuple[float, float, float]:
         return random.random(), float(np.random.random()), float(torch.rand(()))
 
-    mine = _random_state()
+    mine = random_state()
     first = draw()
     assert draw() != first
-    _set_random_state(mine)
+    set_random_state(mine)
     assert draw() == first
 
     learner = start(configuration(2))

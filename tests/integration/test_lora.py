@@ -25,6 +25,7 @@ from actors.weight_sync import WeightSync
 from pretrain.sft import run_sft
 from rlplatform.config import (
     CheckpointConfig,
+    ConfigError,
     DataConfig,
     LearnerConfig,
     LoraConfig,
@@ -330,5 +331,5 @@ def test_what_cannot_go_on_is_refused_and_says_what_to_set(
     with pytest.raises(RunStopped, match=r"trains .* parameters, this run .*; set learner.lora as it was"):
         learner.load(str(tmp_path))
     wrong = replace(configuration(2).learner, lora=replace(LORA, targets=("gate_proj",)))
-    with pytest.raises(RunStopped, match=r"learner.lora.targets: expected some of q_proj, .*got gate_proj"):
+    with pytest.raises(ConfigError, match=r"learner.lora.targets: expected some of q_proj, .*got gate_proj"):
         start(replace(configuration(2), learner=wrong), models["moe"])

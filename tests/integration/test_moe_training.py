@@ -15,11 +15,16 @@ import ray
 import torch
 
 from actors.learner import LearnerGroup
+from actors.learner_worker import LearnerWorker
 from model.config import PRESETS
 from model.hf import load_policy
+from model.logprobs import TokenScorer
+from model.moe import RouterRecord
 from model.qwen3 import Qwen3
 from model.tokenizer import chat_texts, train_bpe
+from pretrain.examples import load_examples
 from pretrain.sft import run_sft
+from pretrain.step import micro_batch_loss, plan_steps
 from rlplatform.config import (
     ConfigError,
     DataConfig,
@@ -32,8 +37,8 @@ from rlplatform.config import (
 from rlplatform.roles import RunStopped
 from rlplatform.runs import RunFolder
 from rlplatform.tasks.arithmetic import problems
-from rlplatform.types import RolloutBatch
-from tests.integration.test_learner import VOCABULARY, configuration, equal, relative_error, rollouts
+from rlplatform.types import RolloutBatch, rows
+from tests.integration.test_learner import VOCABULARY, Reference, configuration, equal, relative_error, rollouts
 
 MOE = replace(
     PRESETS["tiny-moe"],
@@ -110,6 +115,30 @@ def whole(start: Any) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     return update(start(moe_configuration(stage=0, router_z_coef=0.1)), rollouts())
 
 
+def test_one_update_is_transformers_with_the_losses_written_out(model: str, whole: Any) -> None:
+    """Rows one by one through transformers' eager loop; f and p from its router logits."""
+    reference, batch = Reference(model), rollouts()
+    reference.hf.set_experts_implementation("eager")
+    logits: list[list[torch.Tensor]] = [[], [], []]
+    for span in rows(batch.cu_seqlens):
+        tokens = torch.tensor(batch.token_ids[span]).long()
+        for layer, of_row in enumerate(reference.hf(tokens[None], output_router_logits=True).router_logits):
+            logits[layer].append(of_row)
+    balance, z = torch.zeros(()), torch.zeros(())
+    for of_rows in logits:
+        of_layer = torch.cat(of_rows)
+        chosen = torch.zeros_like(of_layer).scatter(1, of_layer.topk(2).indices, 1.0)
+        balance = balance + 16 * (chosen.mean(0) / 2 * of_layer.softmax(-1).mean(0)).sum() / 3
+        z = z + of_layer.logsumexp(-1).square().mean() / 3
+    (balance + 0.1 * z).backward()
+    policy = reference.step(batch, range(12))
+    state, metrics = whole
+    assert relative_error(state, reference.state(), initial(model)) < 1e-4
+    assert metrics["router/balance_loss"] == pytest.approx(float(balance.detach()), rel=1e-5)
+    assert metrics["router/z_loss"] == pytest.approx(float(z.detach()), rel=1e-5)
+    assert metrics["loss/total"] == pytest.approx(policy + float((balance + 0.1 * z).detach()), rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("ranks", "stage", "budget", "checkpointing"),
     [
@@ -141,6 +170,28 @@ def test_one_update_is_the_same_for_any_ranks_stage_micro_batches_and_checkpoint
         assert metrics["router/balance_loss_micro"] > wanted["router/balance_loss_micro"]
     router_terms = metrics["router/balance_loss"] + 0.1 * metrics["router/z_loss"]
     assert metrics["loss/total"] == pytest.approx(metrics["loss/policy"] + router_terms, rel=1e-4)
+
+
+def leaves(worker: LearnerWorker) -> list[str]:
+    """On a rank: the modules that ZeRO-3 gathers as a whole."""
+    from deepspeed.utils import z3_leaf_module
+
+    scorer = worker.engine._deepspeed.module
+    return [name for name, module in scorer.named_modules() if z3_leaf_module(module)]
+
+
+def test_each_mixture_is_one_leaf_of_zero_3(start: Any) -> None:
+    learner = start(moe_configuration(2, stage=3))
+    assert learner.workers.call(1, leaves) == [f"policy.model.layers.{layer}.mlp" for layer in range(3)]
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_bfloat16_on_two_ranks_stays_near_float32(start: Any, model: str, whole: Any, stage: int) -> None:
+    config = moe_configuration(2, stage=stage, budget=80, router_z_coef=0.1, model=ModelConfig(dtype="bfloat16"))
+    state, metrics = update(start(config), rollouts())
+    assert all(np.isfinite(values).all() for values in state.values())
+    for name in ("router/balance_loss", "router/z_loss", "router/entropy", "optimizer/grad_norm"):
+        assert metrics[name] == pytest.approx(whole[1][name], rel=0.05), name
 
 
 def test_the_balance_loss_is_what_moved_the_router_and_by_default_it_is_off(start: Any, model: str, whole: Any) -> None:
@@ -223,13 +274,32 @@ def test_a_coefficient_for_a_dense_model_is_refused(cluster: None, tmp_path: Pat
 # --- SFT ------------------------------------------------------------------------------------------------------------
 
 
+def first_step(folder: str, data: list[dict], *, coef: float) -> tuple[float, float]:
+    """Balance loss and gradient norm of the first optimiser step, all its rows in one packed pass in this process."""
+    from transformers import AutoTokenizer
+
+    examples, _ = load_examples(
+        DataConfig(prompt="messages"), AutoTokenizer.from_pretrained(folder), rows=data, max_tokens=96
+    )
+    row_ids = next(plan_steps(examples.lengths, seed=SFTConfig().seed, tokens_per_step=512))
+    policy, record = load_policy(folder), RouterRecord()
+    denominator = int(examples.loss_tokens[row_ids].sum())
+    loss, _ = micro_batch_loss(TokenScorer(policy), examples, row_ids, denominator=denominator, router=record)
+    sums, counts = torch.stack(record.probability_sums), torch.stack(record.counts)
+    f, p = counts / counts.sum(1, keepdim=True), sums / record.num_tokens
+    balance = (counts.shape[1] * (f * p).sum(1)).mean()
+    (loss + coef * balance).backward()
+    grads = [parameter.grad for parameter in policy.parameters() if parameter.grad is not None]
+    return float(balance.detach()), float(torch.nn.utils.get_total_norm(grads))
+
+
 def test_sft_of_a_mixture_of_experts_learns_and_exports(cluster: None, tmp_path: Path) -> None:
     """Two ZeRO-3 ranks, several micro-batches a step, the checkpoint's own coefficient."""
     from transformers import AutoModelForCausalLM
 
     data = problems(0, num_sft=300, num_train=0, num_test=0, digits={2: 1})["sft"]
     train_bpe(chat_texts(row["messages"] for row in data), 320, tmp_path / "start")
-    config = replace(MOE, vocab_size=320, balance_coef=0.05)
+    config = replace(MOE, vocab_size=320, balance_coef=1.0)
     policy = Qwen3(config).init_weights(0)
     state = policy.to_checkpoint((n, p.detach()) for n, p in policy.hf_named_parameters())
     policy.save_pretrained(tmp_path / "start", state)
@@ -246,14 +316,18 @@ def test_sft_of_a_mixture_of_experts_learns_and_exports(cluster: None, tmp_path:
         ),
         rows=data,
     )
-    rows = RunFolder(result.model.parent).read_metrics()
-    assert [row["step"] for row in rows] == list(range(1, 41))
-    assert rows[-1]["loss"] < 0.6 * rows[0]["loss"]
-    assert all(row["router/balance_loss"] < 1.5 for row in rows[10:])
-    assert all(0.0 <= row["router/unused_share"] < 0.5 for row in rows)
+    steps = RunFolder(result.model.parent).read_metrics()
+    assert [step["step"] for step in steps] == list(range(1, 41))
+    assert steps[-1]["loss"] < 0.6 * steps[0]["loss"]
+    balance, norm = first_step(str(tmp_path / "start"), data, coef=1.0)
+    assert steps[0]["router/balance_loss"] == pytest.approx(balance, rel=1e-5)
+    assert steps[0]["optimizer/grad_norm"] == pytest.approx(norm, rel=1e-5)
+    assert abs(first_step(str(tmp_path / "start"), data, coef=0.0)[1] / norm - 1) > 1e-3  # the coefficient would show
+    assert all(step["router/balance_loss"] < 1.5 for step in steps[10:])
+    assert all(0.0 <= step["router/unused_share"] < 0.5 for step in steps)
     reference = AutoModelForCausalLM.from_pretrained(result.model)
     assert type(reference).__name__ == "Qwen3MoeForCausalLM"
-    assert reference.config.router_aux_loss_coef == pytest.approx(0.025)
+    assert reference.config.router_aux_loss_coef == pytest.approx(0.5)
     native = load_policy(str(result.model))
     tokens = torch.arange(20) + 5
     with torch.no_grad():

@@ -345,6 +345,15 @@ def test_every_metric_is_registered_with_its_meaning() -> None:
     assert set(step.metrics()) == {metric.name for metric in REGISTRY if metric.name.startswith("router/")}
 
 
+def test_negative_coefficients_are_refused() -> None:
+    from rlplatform.config import ConfigError, LearnerConfig
+
+    with pytest.raises(ConfigError, match=r"learner\.router_balance_coef: expected >= 0"):
+        LearnerConfig(router_balance_coef=-0.1)
+    with pytest.raises(ConfigError, match=r"learner\.router_z_coef: expected >= 0"):
+        LearnerConfig(router_z_coef=-0.1)
+
+
 def test_which_coefficient_counts() -> None:
     def of(config: object, coef: float | None, default: float | None, z: float = 0.0) -> RouterLosses | None:
         return RouterLosses.of(config, balance="global_batch", balance_coef=coef, z_coef=z, default_coef=default)

@@ -21,6 +21,8 @@ from rlplatform.types import Prompt
 class Characters:
     """A tokenizer of one token a character, with a template one can read."""
 
+    chat_template = "[role]content"
+
     def apply_chat_template(self, messages: list[dict[str, str]], **_: Any) -> str:
         return "".join(f"[{m['role']}]{m['content']}" for m in messages) + "[assistant]"
 
@@ -31,6 +33,13 @@ class Characters:
 def write(path: Path, rows: list[dict[str, Any]]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+def test_what_a_template_would_leave_out_is_named(tmp_path: Path) -> None:
+    parts = [{"type": "text", "text": "How many?"}]
+    path = write(tmp_path / "train.jsonl", [{"prompt": [{"role": "user", "content": parts}]}])
+    with pytest.raises(DataError, match=r"train.jsonl:1: column 'prompt': message 0: user: expected content to be a"):
+        load_prompts(DataConfig(path=str(path)), Characters())  # type: ignore[arg-type]
 
 
 def test_gsm8k_is_a_regex_away(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from model import dual_chunk as module
 from model.attention import PackedAttend
-from model.config import PRESETS, DualChunkConfig, Qwen3Config, YarnConfig
+from model.config import PRESETS, DualChunkConfig, Qwen3Config, UnsupportedModelError, YarnConfig
 from model.dual_chunk import DualChunkAttend, dual_chunk_attention, query_positions
 from model.qwen3 import Qwen3
 
@@ -240,3 +240,21 @@ def test_positions_that_do_not_restart_are_refused() -> None:
     _, cu_seqlens = boundaries((5, 5))
     with pytest.raises(ValueError, match="count 0, 1"):
         DualChunkAttend(SMALL, torch.arange(10), cu_seqlens, torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"chunk_size": "16"}, "chunk_size: expected a whole number, got '16'"),
+        ({"original_max_position_embeddings": -5}, "expected a number of tokens, or 0 for no scaling, got -5"),
+        ({"local_size": None}, "dual_chunk_attention_config: expected"),
+    ],
+)
+def test_settings_of_another_kind_are_refused(change: dict, message: str) -> None:
+    values = PRESETS["tiny"].to_hf()
+    dual = {"chunk_size": 16, "local_size": 4, "original_max_position_embeddings": None}
+    assert Qwen3Config.from_hf(values | {"dual_chunk_attention_config": dual}).dual_chunk == DualChunkConfig(16, 4)
+    with pytest.raises(ValueError, match=message):
+        Qwen3Config.from_hf(values | {"dual_chunk_attention_config": dual | change})
+    with pytest.raises(UnsupportedModelError, match=r"expected an object, got \[16, 4\]"):
+        Qwen3Config.from_hf(values | {"dual_chunk_attention_config": [16, 4]})

@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -185,11 +186,11 @@ def test_samples_follow_the_models_distribution(top_k: int, top_p: float) -> Non
 
 
 def test_the_sampler_inverts_the_distribution_function() -> None:
-    """Probabilities 1/8, 0, 1/2, 3/8, 0 by hand; the ends of every interval."""
-    logits = torch.tensor([0.125, 0.0, 0.5, 0.375, 0.0]).log().expand(7, 5)
+    """Probabilities 0, 1/8, 0, 1/2, 3/8, 0 by hand; the ends of every interval."""
+    logits = torch.tensor([0.0, 0.125, 0.0, 0.5, 0.375, 0.0]).log().expand(7, 6)
     draws = torch.tensor([0.0, 0.12, 0.13, 0.62, 0.63, 1 - 2**-53, 0.3], dtype=torch.float64)
     tokens, logprobs = Sampler(1.0)(logits, draws)
-    assert tokens.tolist() == [0, 0, 2, 2, 3, 3, 2]
+    assert tokens.tolist() == [1, 1, 3, 3, 4, 4, 3]
     expected = [math.log(p) for p in (0.125, 0.125, 0.5, 0.5, 0.375, 0.375, 0.5)]
     assert logprobs.tolist() == pytest.approx(expected)
 
@@ -257,6 +258,7 @@ def test_what_cannot_be_is_refused() -> None:
         ([[1, 96]], {}, "prompt 0: expected token ids below 96"),
         ([[1]], {"max_new_tokens": 0}, "max_new_tokens: expected >= 1"),
         ([[1]], {"temperature": -1.0}, "temperature: expected >= 0"),
+        ([[1]], {"temperature": math.nan}, "temperature: expected >= 0"),
         ([[1]], {"top_p": 0.0}, "top_p: expected in"),
         ([[1]], {"top_k": 0}, "top_k: expected >= 1, or -1"),
         ([[1]], {"seed": [1, 2]}, "seed: expected one number or one for each of 1"),
@@ -266,6 +268,35 @@ def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(TypeError, match="native Qwen3"):
         generate(torch.nn.Linear(1, 1), [[1]], max_new_tokens=1)  # type: ignore[arg-type]
     assert generate(policy, [], max_new_tokens=4) == []
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_model_that_computes_no_numbers_is_said_to(temperature: float) -> None:
+    """argmax of NaN is token 0, again and again, and a search among NaN finds nothing."""
+    policy = policy_of(SMALL)
+    with torch.no_grad():
+        policy.model.norm.weight[3] = math.nan
+    with pytest.raises(ValueError, match="logits: expected numbers, got NaN or infinity in 2 of 2 rows"):
+        generate(policy, [[1], [2, 3]], max_new_tokens=2, temperature=temperature)
+
+
+def test_a_temperature_near_zero_is_greedy() -> None:
+    policy, prompts = policy_of(SMALL), ragged(4)
+    greedy = [row.token_ids for row in generate(policy, prompts, max_new_tokens=8, temperature=0.0)]
+    for temperature in (1e-6, 1e-45):
+        rows = generate(policy, prompts, max_new_tokens=8, temperature=temperature)
+        assert [row.token_ids for row in rows] == greedy
+        assert all(row.logprobs == [0.0] * 8 for row in rows)
+
+
+def test_prompts_may_be_arrays() -> None:
+    """As ``render_example`` gives them."""
+    policy = policy_of(SMALL)
+    rows = generate(policy, [[1, 2], [3]], max_new_tokens=4, seed=3)
+    as_int32 = [np.array([1, 2], dtype=np.int32), torch.tensor([3])]
+    assert generate(policy, as_int32, max_new_tokens=4, seed=np.int64(3)) == rows  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="integer"):
+        generate(policy, [[1.5]], max_new_tokens=4)  # type: ignore[list-item]
 
 
 def test_a_completion_ends_with_its_stop_token() -> None:

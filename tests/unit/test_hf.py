@@ -446,6 +446,25 @@ def test_damage_is_found_before_storage_is_taken(moe_folder: Path, monkeypatch: 
         load_qwen3(str(moe_folder))
 
 
+def test_a_hub_id_is_a_folder_of_the_cache(moe_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (moe_folder / "generation_config.json").write_text('{"eos_token_id": 3}')
+    asked: list[set[str]] = []
+
+    def download(path: str, allow_patterns: list[str]) -> str:
+        assert path == "some/model"
+        asked.append(set(allow_patterns))
+        return str(moe_folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    policy = load_policy("some/model")
+    assert_same(fresh(SHAPES["moe"]), replace_extra(policy))
+    policy.save_pretrained(tmp_path / "out", policy.to_checkpoint(policy.hf_named_parameters()))
+    assert (tmp_path / "out" / "generation_config.json").is_file()
+    assert {"config.json"} in asked
+    assert any("*.safetensors" in patterns for patterns in asked)
+    assert not any("*.bin" in patterns for patterns in asked)
+
+
 def test_variants_that_are_not_native_are_named(tmp_path: Path) -> None:
     folder = export(fresh(SHAPES["tied"]), tmp_path / "m")
     _values(attention_bias=True)(folder)

@@ -103,6 +103,11 @@ def test_defaults_are_the_tiny_preset_with_the_tokenizers_ids(tokenizer: Path, t
         ({"yarn": {"factr": 2}}, "architecture.yarn: no field 'factr' to set; did you mean 'factor'"),
         ({"yarn": {"factor": 0.5, "original_max_position_embeddings": 8}}, "architecture.yarn: YaRN factor"),
         ({"num_attention_heads": 3}, "architecture: num_attention_heads=3: expected a multiple of"),
+        ({"yarn": 3}, "architecture.yarn: expected factor, original_max_position_embeddings, .*, got 3"),
+        ({"yarn": {"factor": 4.0}}, "architecture.yarn: expected original_max_position_embeddings as well"),
+        ({"dual_chunk": [8, 2]}, "architecture.dual_chunk: expected chunk_size, local_size, "),
+        ({"rms_norm_eps": 0}, "rms_norm_eps: expected > 0, got 0"),
+        ({"max_position_embeddings": 0}, "max_position_embeddings: expected >= 1, got 0"),
     ],
 )
 def test_what_config_gets_wrong_is_named_before_anything_runs(architecture: dict, said: str) -> None:

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from model.config import PRESETS
 from model.hf import load_policy, write_folder
-from model.lora import add_adapters, linear_layers, merge_adapters, save_adapters
+from model.lora import add_adapters, check_targets, linear_layers, merge_adapters, save_adapters
 from model.qwen3 import Qwen3
 from rlplatform.config import ConfigError, LearnerConfig, LoraConfig, RewardConfig, RLConfig
 
@@ -144,6 +144,26 @@ def test_only_adapters_train_and_fresh_ones_change_nothing(folder: Path) -> None
             assert parameter.grad.abs().max() > 0, name
 
 
+@pytest.mark.parametrize("mode", ["selective", "full"])
+def test_a_layer_computed_again_drops_what_it_dropped(folder: Path, mode: Any) -> None:
+    """Another mask in the recomputation would give gradients of a function that was never evaluated."""
+    grads = []
+    for checkpointing in ("none", mode):
+        policy = load_policy(str(folder), activation_checkpointing=checkpointing)
+        add_adapters(policy, **SETTINGS, dropout=0.5, targets=ATTENTION)
+        with torch.no_grad():
+            for name, parameter in policy.named_parameters():
+                if "lora_B" in name:
+                    parameter.fill_(0.1)
+        policy.train()
+        torch.manual_seed(3)
+        logits(policy).square().sum().backward()
+        grads.append({name: p.grad for name, p in policy.named_parameters() if p.grad is not None})
+    assert len(grads[0]) == 2 * 2 * len(ATTENTION)
+    for name, grad in grads[0].items():
+        torch.testing.assert_close(grads[1][name], grad, atol=0, rtol=0, msg=name)
+
+
 @pytest.mark.parametrize("mode", ["none", "selective", "full"])
 def test_gradients_are_those_of_the_formula_under_any_checkpointing(mode: Any) -> None:
     """d/dB and d/dA of a loss, by chaining the gradient of the merged weight: G -> s G A^T, s B^T G."""
@@ -198,6 +218,8 @@ def test_what_cannot_be_adapted_is_refused(shape: str, targets: list[str], said:
     policy = Qwen3(SHAPES[shape])
     with pytest.raises(ValueError, match=said):
         add_adapters(policy, **SETTINGS, targets=targets)
+    with torch.device("meta"), pytest.raises(ValueError, match=said):
+        check_targets(Qwen3(SHAPES[shape]), targets)
     assert all(parameter.requires_grad for parameter in policy.parameters())
     assert linear_layers(policy) == (ATTENTION if shape == "moe" else ATTENTION + DENSE_MLP)
 

@@ -255,6 +255,22 @@ def test_activation_checkpointing_is_bit_equal(folder: str, mode: Any, dtype: st
     assert all(torch.equal(grads[name], others[name]) for name in grads)
 
 
+@pytest.mark.parametrize(("mode", "again"), [("none", 0), ("selective", 0), ("full", 2)])
+def test_products_that_are_run_again(folder: str, monkeypatch: pytest.MonkeyPatch, mode: Any, again: int) -> None:
+    """Two forward and four backward in each of two layers; selective checkpointing repeats none of them."""
+    calls = []
+
+    def counted(*args: Any, **kwargs: Any) -> torch.Tensor:
+        calls.append(1)
+        return grouped_mm(*args, **kwargs)
+
+    grouped_mm = torch.nn.functional.grouped_mm
+    policy = load_policy(folder, activation_checkpointing=mode)
+    monkeypatch.setattr(torch.nn.functional, "grouped_mm", counted)
+    run(policy)
+    assert len(calls) == 2 * (6 + again)
+
+
 def test_twice_is_bit_equal(folder: str) -> None:
     policy = load_policy(folder)
     first, grads = run(policy)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen3Config, Qwen3MoeConfig
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen3Config, Qwen3MoeConfig
 
 from model import packing
 from model.attention import Packing
@@ -190,6 +190,17 @@ def test_layers_with_an_attention_of_their_own_are_refused() -> None:
     hf = AutoModelForCausalLM.from_config(CONFIGS["llama-tied"], attn_implementation="sdpa")
     with pytest.raises(UnsupportedModelError, match="0 of 2 layers"):
         logits(PackedCausalLM(hf), rows_of((3, 4)))
+
+
+@pytest.mark.parametrize("kind", ["falcon", "stablelm"])
+def test_layers_that_take_no_attention_of_ours_are_refused_as_such(kind: str, tmp_path: Path) -> None:
+    """Falcon's choose among classes of their own, StableLM's do not hand the row boundaries on."""
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    config = AutoConfig.for_model(kind, **sizes, num_attention_heads=4)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    rows = torch.tensor([1, 2, 3]), torch.arange(3), torch.tensor([0, 3], dtype=torch.int32)
+    with pytest.raises(UnsupportedModelError, match=r"(falcon|StableLm).*packed attention"):
+        load_policy(str(tmp_path))(*rows)
 
 
 @pytest.mark.parametrize("boundaries", [[0], [0, 0, 3], [1, 3], [0, 3, 2]])

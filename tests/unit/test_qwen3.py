@@ -313,3 +313,27 @@ def test_what_is_not_computed_is_refused(change: dict, message: str) -> None:
 def test_impossible_sizes_are_refused(change: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         replace(PRESETS["tiny"], **change)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden_size": "128"}, "hidden_size: expected a whole number, got '128'"),
+        ({"num_hidden_layers": True}, "num_hidden_layers: expected a whole number, got True"),
+        ({"num_key_value_heads": None}, "num_key_value_heads: expected a whole number, got None"),
+        ({"head_dim": 32.0}, r"head_dim: expected a whole number, got 32\.0"),
+        ({"rms_norm_eps": "1e-6"}, "rms_norm_eps: expected a number, got '1e-6'"),
+        ({"tie_word_embeddings": "false"}, "tie_word_embeddings: expected true or false, got 'false'"),
+    ],
+)
+def test_values_of_another_type_are_refused(change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Qwen3Config.from_hf(PRESETS["tiny"].to_hf() | change)
+
+
+@pytest.mark.parametrize("preset", ["tiny", "tiny-moe"])
+@pytest.mark.parametrize("name", ["hidden_size", "num_hidden_layers", "num_attention_heads"])
+def test_a_config_without_a_size_is_refused(preset: str, name: str) -> None:
+    values = {key: value for key, value in PRESETS[preset].to_hf().items() if key not in (name, "head_dim")}
+    with pytest.raises(ValueError, match=f"config.json: expected {name}, got none"):
+        Qwen3Config.from_hf(values)

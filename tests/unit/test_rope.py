@@ -17,7 +17,7 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
 
 from actors.vllm_arguments import engine_arguments
 from model.attention import PackedAttend
-from model.config import PRESETS, Qwen3Config, UnsupportedModelError, YarnConfig
+from model.config import PRESETS, Qwen3Config, UnsupportedModelError, YarnConfig, unsupported_reason
 from model.hf import load_policy, write_folder
 from model.long_context import AS_IN_CHECKPOINT, RopeOverride
 from model.qwen3 import Qwen3
@@ -35,7 +35,7 @@ CONFIGS = {
     "x1": replace(PRESETS["Qwen3-8B"], yarn=replace(QWEN3_YARN, factor=1.0), max_position_embeddings=32_768),
     "own betas": replace(SMALL, yarn=YarnConfig(3.5, 64, beta_fast=8.0, beta_slow=2.0), max_position_embeddings=224),
     "own factor": replace(SMALL, yarn=YarnConfig(4.0, 16, attention_factor=1.25), max_position_embeddings=64),
-    "one step": replace(SMALL, yarn=YarnConfig(4.0, 4), max_position_embeddings=16),
+    "one step": replace(SMALL, yarn=YarnConfig(4.0, 6), max_position_embeddings=24),
 }
 
 
@@ -125,6 +125,54 @@ def test_keys_of_transformers_4_and_5_mean_the_same() -> None:
     override = RopeOverride(theta=500.0, yarn_factor=2.0, yarn_original_length=32)
     assert Qwen3Config.from_hf(override.apply(old)) == Qwen3Config.from_hf(override.apply(values))
     assert Qwen3Config.from_hf(override.apply(plain)) == Qwen3Config.from_hf(override.apply(values))
+
+
+YARN_16 = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rope_scaling": YARN_16},  # as Qwen's documentation says to add it, beside transformers 5's plain settings
+        {"rope_scaling": {**YARN_16, "rope_theta": 1e4}},
+        {"rope_theta": 5e6},
+        {"rope_parameters": {**YARN_16, "rope_theta": 1e4}, "rope_scaling": {**YARN_16, "factor": 2.0}},
+        {"rope_parameters": {**YARN_16, "rope_theta": 1e4}, "rope_scaling": {"type": "linear", "factor": 4.0}},
+    ],
+)
+def test_settings_stated_twice_that_differ_are_refused(change: dict[str, Any]) -> None:
+    """transformers 5 takes ``rope_scaling`` and forgets the base beside it; this is nothing to guess at."""
+    values = replace(SMALL, rope_theta=10_000.0).to_hf() | change
+    for use in (Qwen3Config.from_hf, unsupported_reason, RopeOverride(theta=500.0).changes):
+        with pytest.raises(UnsupportedModelError, match=r"rope settings are stated twice and differ.*keep one"):
+            use(values)
+
+
+def test_settings_stated_twice_alike_are_one() -> None:
+    config = replace(SMALL, rope_theta=10_000.0, yarn=YarnConfig(4.0, 16))
+    values = config.to_hf()
+    both = {**values, "rope_theta": 10_000, "rope_scaling": {**values["rope_parameters"], "attention_factor": None}}
+    both["rope_scaling"]["type"] = both["rope_scaling"].pop("rope_type")
+    assert replace(Qwen3Config.from_hf(both), extra={}) == config
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "factor: expected a number, got None"),
+        ({"rope_parameters": {**YARN_16, "factor": "4"}}, "factor: expected a number, got '4'"),
+        ({"rope_parameters": {**YARN_16, "attention_factor": "1"}}, "attention_factor: expected a number, got '1'"),
+        ({"rope_parameters": {"rope_theta": "1e6"}}, "rope_theta: expected a number, got '1e6'"),
+        ({"rope_parameters": {"rope_theta": 0}}, "rope_theta: expected > 1, got 0"),
+        ({"rope_parameters": [1]}, r"rope_parameters: expected an object, got \[1\]"),
+        ({"rope_parameters": {"full_attention": YARN_16}}, "one RoPE for all layers, got one for each of"),
+        ({"rope_parameters": {**YARN_16, "partial_rotary_factor": 0.5}}, "partial_rotary_factor=1, got 0.5"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=1, got 0.5"),
+    ],
+)
+def test_rope_settings_that_say_nothing_clear_are_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Qwen3Config.from_hf(SMALL.to_hf() | change)
 
 
 # --- the setting ----------------------------------------------------------------------------------------------------

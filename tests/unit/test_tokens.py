@@ -168,9 +168,22 @@ def test_ids_are_those_of_sampling_where_one_go_would_merge(tokenizer) -> None:
 
 
 def test_where_no_mask_can_be_told_the_row_says_so(tokenizer) -> None:
-    alone = render_row(tokenizer, {"messages": [THOUGHT]}, "here", training=False)
-    assert not alone.loss_mask.any()
-    assert alone.notes[0].startswith("loss_mask is false throughout: message 0: expected a system, user or tool")
+    template = tokenizer.chat_template
+    tokenizer.chat_template = "{% if messages | length > 3 %}long{% endif %}" + template
+    try:
+        row = render_row(tokenizer, TWO_TURNS, "here", training=False)
+    finally:
+        tokenizer.chat_template = template
+    assert row.text.startswith("long<|im_start|>")
+    assert not row.loss_mask.any()
+    assert row.notes[0].startswith(
+        "loss_mask is false throughout: the assistant's text cannot be found in the template"
+    )
+    silent = {"messages": [USER, {"role": "assistant", "content": None}]}
+    empty = render_row(tokenizer, silent, "here", training=False)
+    assert tokenizer.decode(empty.token_ids[empty.loss_mask]) == EMPTY + "<|im_end|>"
+    with pytest.raises(DataError, match="here: message 1: an assistant message without content, thought or tool call"):
+        render_row(tokenizer, silent, "here", training=True)
     odd = render_row(
         tokenizer, {"messages": [USER, THOUGHT], "kwargs": {"enable_thinking": "false"}}, "here", training=False
     )
@@ -178,9 +191,19 @@ def test_where_no_mask_can_be_told_the_row_says_so(tokenizer) -> None:
     assert odd.notes == ("enable_thinking='false' is neither true nor false; Qwen3's template takes it for true",)
 
 
+def test_a_thought_that_never_ends_is_pointed_out(tokenizer) -> None:
+    cut = {"role": "assistant", "content": "<think>\nhm"}
+    rendered = render_row(tokenizer, {"messages": [USER, THOUGHT, USER, cut]}, "here", training=True)
+    assert rendered.notes == ("message 3: the think block is not closed, and the end of the turn after it is trained",)
+    assert tokenizer.decode(rendered.token_ids[rendered.loss_mask]).endswith("<think>\nhm<|im_end|>")
+
+
 BAD_ROWS = {
     "json": ("{", "expected one JSON object a line"),
     "list": ("[1]", "expected a JSON object, got list"),
+    "deep": ('{"a":' + "[" * 10**5 + "]" * 10**5 + "}", "nested too deeply"),
+    "half a character": ('{"text": "\\ud83d"}', r"\\ud83d is half of a character: its pair is missing"),
+    "half elsewhere": ('{"text": "a", "b": [{"\\uDE00": 1}]}', r"\\ude00 is half of a character"),
     "neither": ({"prompt": "x"}, r"expected `messages` \(a list\), or `text` \(a string\), got a row with prompt"),
     "nothing": ({}, "got a row with no columns"),
     "text": ({"text": 3}, "got text of type int"),
@@ -308,7 +331,8 @@ def test_rollouts_of_a_run_are_shown_with_its_tokenizer(tokenizer, folder: Path,
 
     shutil.copytree(folder, tmp_path / "model")
     prompt = "<|im_start|>user\nq?<|im_end|>\n<|im_start|>assistant\n"
-    ids = tokenizer.encode("<think>\n\n</think>\n\n5<|im_end|>")
+    beyond = len(tokenizer) + 7  # an embedding may have more rows than there are tokens
+    ids = [*tokenizer.encode("<think>\n\n</think>\n\n5"), beyond, *tokenizer.encode("<|im_end|>")]
     row = {"prompt": prompt, "completion": "5", "token_ids": ids, "loss_mask": [*[True] * (len(ids) - 1), False]}
     (tmp_path / "rollouts").mkdir()
     file = tmp_path / "rollouts" / "step-000001.parquet"
@@ -317,6 +341,7 @@ def test_rollouts_of_a_run_are_shown_with_its_tokenizer(tokenizer, folder: Path,
     start = len(tokenizer.encode(prompt))
     assert f"{start + len(ids)} tokens, {len(ids) - 1} trained" in lines[0]
     assert lines[-1] == f"tokenizer: {tmp_path.resolve()}/model"
+    assert lines[-3].split(maxsplit=4)[1:] == [str(beyond), "assistant", "trained", f"'<id {beyond}>'"]
     assert lines[-2].split(maxsplit=4)[2:] == ["assistant", "-", "'<|im_end|>'"]
 
 
@@ -332,12 +357,38 @@ def test_tokens_of_another_tokenizer_are_not_shown(folder: Path, tmp_path: Path)
         shown(broken, tokenizer=str(folder))
 
 
+@pytest.mark.parametrize(
+    ("ids", "mask", "reason"),
+    [
+        ([1, 2], [True], "token_ids and loss_mask, lists of one length"),
+        ([1, 10**12], [True, False], "token_ids to be whole numbers of 32 bits"),
+        ([1, True], [True, False], "token_ids to be whole numbers of 32 bits"),
+        ([1, 2], ["false", "true"], "loss_mask to be true or false throughout"),
+    ],
+)
+def test_stored_tokens_that_are_none_are_refused(folder: Path, tmp_path: Path, ids, mask, reason: str) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", {"token_ids": ids, "loss_mask": mask})
+    with pytest.raises(DataError, match=f"rows.jsonl:1: expected {reason}"):
+        shown(rows, tokenizer=str(folder))
+
+
+def test_characters_beyond_the_basic_plane_may_be_escaped(folder: Path, tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", '{"text": "\\ud83d\\ude00"}')
+    render_file(str(folder), rows, tmp_path / "out.jsonl", training=False)
+    assert read_rows(tmp_path / "out.jsonl")[0]["text"] == "\U0001f600"
+
+
 def test_what_cannot_be_shown_is_said(folder: Path, tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "rows.jsonl", TWO_TURNS)
     with pytest.raises(DataError, match="expected at least 2 rows"):
         shown(rows, tokenizer=str(folder), line=2)
     with pytest.raises(DataError, match="no such file"):
         shown(tmp_path / "none.jsonl", tokenizer=str(folder))
+    with pytest.raises(ConfigError, match=r"'Qwen/Qwen3-0.6B': .*; give --tokenizer, a folder or hub id"):
+        shown(rows)  # no tokenizer beside it, and no hub in tests
+    (tmp_path / "half.json").write_text('[{"text": "\\ud83d"}]')
+    with pytest.raises(DataError, match="half of a character"):
+        shown(tmp_path / "half.json", tokenizer=str(folder))
     (tmp_path / "bad.json").write_text("3")
     with pytest.raises(DataError, match="expected a JSON row or list of messages, got int"):
         shown(tmp_path / "bad.json", tokenizer=str(folder))
@@ -356,11 +407,12 @@ def test_roles_are_read_off_the_tokens(tokenizer) -> None:
         ),
         Segment("x<|im_end|>\n<|im_start|>assistant\n", trained=False),
         Segment("<tool_response>y<|im_end|>", trained=True),
+        Segment("<|im_start|>no role<|im_end|>", trained=True),  # as an untrained model samples
     ]
     ids, mask = encode_segments(tokenizer, segments)
     roles = token_roles(tokenizer, Rendered("", ids, mask))
     runs = [role for place, role in enumerate(roles) if place == 0 or roles[place - 1] != role]
-    assert runs == ["system", "user", "tool", "user", "assistant"]
+    assert runs == ["system", "user", "tool", "user", "assistant", "text"]
     assert token_roles(tokenizer, Rendered("", ids[-2:], mask[-2:])) == ["assistant", "assistant"]
     none = np.zeros(2, dtype=bool)
     assert token_roles(tokenizer, Rendered("", ids[3:5], none)) == ["text", "text"]
