@@ -131,7 +131,7 @@ def _run(program: str, cases: list[Test], language: Language, entry_point: str, 
     started = time.monotonic()
     try:
         run = TestRun(sandbox(settings.isolation, settings.packages), language, program, entry_point, settings.limits())
-        reasons = [run.failure(case, started + settings.total_s) for case in cases]
+        reasons = run.failures(cases, started + settings.total_s)
     except (SandboxError, FilterUnavailable) as error:
         return Verdict(0.0, ERROR, detail=str(error), seconds=time.monotonic() - started)
     num_passed = reasons.count("")

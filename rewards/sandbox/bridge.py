@@ -15,7 +15,7 @@ import builtins
 import sys
 
 from rewards.sandbox.channel import CannotCross, Channel, ForeignObject, ProgramEnded, raised
-from rewards.sandbox.plain import NotPlain, encode
+from rewards.sandbox.plain import NotPlain, decode, encode
 
 TYPE_CHECKING = False  # typing itself is not imported: it takes longer than all of this module
 if TYPE_CHECKING:
@@ -159,8 +159,9 @@ for _name in _WITH_ANOTHER.split():
     setattr(StandIn, f"__{_name}__", _forward(f"__{_name}__", between_objects=True))
 
 
-def judge(bridge: Bridge, mode: str, secret: dict[str, Any]) -> tuple[str, str, bytes]:
+def judge_test(readable: int, writable: int, mode: str, secret: dict[str, Any]) -> tuple[str, str, bytes]:
     """Run one test in this process: (kind, reason, value as bytes)."""
+    bridge = Bridge(readable, writable)
     entry_point = secret["entry_point"]
     try:
         if entry_point.startswith("__"):
@@ -174,7 +175,7 @@ def judge(bridge: Bridge, mode: str, secret: dict[str, Any]) -> tuple[str, str, 
         if secret["call"]:
             value, _ = bridge.ask("eval", secret["call"])
         else:
-            value = bridge.call(names[entry_point], tuple(secret["args"]), secret["kwargs"])
+            value = bridge.call(names[entry_point], tuple(decode(secret["args"])), decode(secret["kwargs"]))
         if type(value) is StandIn and bridge.ask("is_iterator", value):
             value = [item for _, item in zip(range(MAX_ITEMS), value)]  # noqa: B905
         return "value", "", encode(value)

@@ -7,12 +7,14 @@ import functools
 import importlib.util
 import marshal
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rewards.sandbox.limits import Job, Limits
 
 _MODULES = ("plain", "channel", "bridge", "answering", "harness")
 _BRIDGED = ("call", "code")
+_NO_TEST = {"test": "", "call": "", "args": b"", "kwargs": b"", "entry_point": ""}
 
 # Given to `python -c`: loads the modules of frame 0 from descriptor 3 and hands over; a script then runs at top level.
 # ``exec`` of text, never ``compile``: the first call of that builds all types of the `ast` module, 0.7 ms.
@@ -66,13 +68,17 @@ class _WithoutAnnotations(ast.NodeTransformer):
         return ast.Assign(targets=[node.target], value=self.visit(node.value))
 
 
-def frames(job: Job, limits: Limits, packages: Sequence[str]) -> tuple[bytes, str]:
-    """The frames, each with its length in front, and the nonce that the answer must carry."""
-    nonce = secrets.token_hex(16)
-    judged = is_judged(job)
+def frames(
+    job: Job, limits: Limits, packages: Sequence[str], tests: Sequence[Mapping[str, Any]]
+) -> tuple[bytes, list[str]]:
+    """The job: two frames with their length in front, then what only judges read, a piece a test. And their nonces."""
+    nonces = [secrets.token_hex(16) for _ in tests]
+    pieces = [
+        marshal.dumps(_NO_TEST | dict(test) | {"nonce": nonce}) for test, nonce in zip(tests, nonces, strict=True)
+    ]
     program = {
         "mode": job.mode,
-        "judged": judged,
+        "judged": is_judged(job),
         "source": job.source,
         "argv": list(job.argv),
         "env": dict(job.environment),
@@ -81,12 +87,17 @@ def frames(job: Job, limits: Limits, packages: Sequence[str]) -> tuple[bytes, st
         "limits": limits.as_resource(address_space=job.address_space),
         "packages": list(packages),
         "token": job.wants_token,
+        "secrets": [(len(piece), 0) for piece in pieces],  # size and place in the whole
     }
-    parts = [_modules(job.mode in _BRIDGED), marshal.dumps(program)]
-    if judged:
-        secret = {"nonce": nonce, "test": "", "call": "", "args": [], "kwargs": {}, "entry_point": "", **job.secret}
-        parts.append(marshal.dumps(secret))
-    return b"".join(len(part).to_bytes(8, "big") + part for part in parts), nonce
+    modules = _modules(job.mode in _BRIDGED)
+    at = 16 + len(modules) + len(marshal.dumps(program, 0))  # version 0: the length depends on no value or reference
+    places = []
+    for piece in pieces:
+        places.append((len(piece), at))
+        at += len(piece)
+    program["secrets"] = places
+    parts = (modules, marshal.dumps(program, 0))
+    return b"".join([*(len(part).to_bytes(8, "big") + part for part in parts), *pieces]), nonces
 
 
 def is_judged(job: Job) -> bool:

@@ -4,13 +4,15 @@ A program that is judged by its output or by its own process's last line needs n
 limits, closes what is not the program's, and becomes it. Its exit status is reported from outside. Where a test calls
 functions of a program, or files of a build are wanted, this process stays and judges:
 
-    judge (this process)                                   program (its child; hostile)
-      reads frame 1: the program        -- fork -->          has frame 1 in memory and nothing else
-      reads frame 2: tests and nonce                         closes both descriptors, takes its limits, runs the code
-      test code runs here               -- calls, data -->   functions run there
-      writes the verdict to RESULT      <-- values, data --
+    this process: reads the program's frame; for each test it forks
 
-The program shares no memory with the judge, was forked before the tests were read, and holds no descriptor of theirs.
+      judge                                                  program (hostile)
+        reads its test and nonce                               has the program in memory and nothing else
+        test code runs here             -- calls, data -->     closes the job's descriptors, takes its limits, runs
+        writes the verdict to RESULT    <-- values, data --    functions run there
+
+and ends whatever the program left before the next. The program shares no memory with a judge, and comes from a process
+that has read no test.
 The judge is not dumpable, so its ``/proc`` entries are closed to the program; killing it ends the run, unjudged.
 Whatever the program does to its own interpreter stays in its own process.
 
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 JOB, RESULT = 3, 4
 MAX_MESSAGE = 16 << 20  # bytes of one value
+_SIGKILL, _SECOND = 9, 2  # _SECOND: this process's pid; the first is the reaper
 _PR_SET_DUMPABLE = 4
 
 
@@ -55,28 +58,66 @@ def _judge(marshal: Any, posix: Any, job: dict[str, Any]) -> None:
 
     _signal.signal(_signal.SIGINT, _signal.SIG_DFL)  # no KeyboardInterrupt from the program
     _prctl(_PR_SET_DUMPABLE, 0)
+    if job["mode"] == "exec":
+        pid = posix.fork()
+        if pid == 0:
+            posix.close(JOB)
+            _become_program(posix, job, -1, RESULT)
+        _report(posix, marshal.loads(posix.pread(JOB, *job["secrets"][0])), *_outputs(posix, job, pid))
+    for place in job["secrets"] if job["mode"] != "exec" else ():
+        _judge_one(marshal, posix, job, place)
+    posix._exit(0)
+
+
+def _judge_one(marshal: Any, posix: Any, job: dict[str, Any], place: tuple[int, int]) -> None:
+    """A fresh program and a fresh judge: both know nothing of the other tests, and this process nothing of any."""
     to_program, from_program = posix.pipe(), posix.pipe()
-    pid = posix.fork()
-    if pid == 0:
+    program = posix.fork()
+    if program == 0:
         for number in (to_program[1], from_program[0], JOB, RESULT):
             posix.close(number)
         _become_program(posix, job, to_program[0], from_program[1])
-    posix.close(to_program[0])
-    posix.close(from_program[1])
-    secret = marshal.loads(_frame(JOB))
-    posix.close(JOB)
-    if job["mode"] == "exec":
-        posix.close(to_program[1])
-        kind, text, payload = _outputs(posix, job, pid)
-    else:
-        from rewards.sandbox.bridge import Bridge, judge  # loaded beside this module, byte code too
+    judge = posix.fork()
+    if judge == 0:
+        posix.close(to_program[0])
+        posix.close(from_program[1])
+        secret = marshal.loads(posix.pread(JOB, *place))
+        posix.close(JOB)
+        from rewards.sandbox.bridge import judge_test  # loaded beside this module, byte code too
 
         _set_limits(job["limits"], ("cpu", "as", "data"))
-        kind, text, payload = judge(Bridge(from_program[0], to_program[1]), job["mode"], secret)
+        verdict = judge_test(from_program[0], to_program[1], job["mode"], secret)
+        posix.kill(program, _SIGKILL)
+        _report(posix, secret, *verdict)
+        posix._exit(0)
+    for number in (*to_program, *from_program):
+        posix.close(number)
+    _, status = posix.waitpid(judge, 0)
+    if status != 0:  # it was killed: by the program, or by a limit
+        _write_all(posix, RESULT, b"- gone 0 0\n")
+    if len(job["secrets"]) > 1:
+        _end_others(posix)
+
+
+def _report(posix: Any, secret: dict[str, Any], kind: str, text: str, payload: bytes) -> None:
     words = text.encode("utf-8", "replace")
     head = f"{secret['nonce']} {kind} {len(words)} {len(payload)}\n".encode()
     _write_all(posix, RESULT, head + words + payload)
-    posix._exit(0)
+
+
+def _end_others(posix: Any) -> None:
+    """End all processes of this pid namespace but its first and this one, and wait for those that are ours."""
+    if posix.getpid() != _SECOND:  # not in a pid namespace of our own: all others are everybody's
+        raise RuntimeError("several tests in a run need a pid namespace")
+    try:
+        while True:
+            posix.kill(-1, _SIGKILL)
+            try:
+                posix.waitpid(-1, posix.WNOHANG)
+            except ChildProcessError:
+                posix.sched_yield()
+    except ProcessLookupError:
+        pass
 
 
 def _frame(descriptor: int) -> bytes:

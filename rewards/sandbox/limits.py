@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 
 class SandboxError(RuntimeError):
@@ -53,7 +52,7 @@ class Job:
     """One run of one program.
 
     ``mode``: script (Python source, as ``python program.py``), call or code (Python source whose names a test uses),
-    exec (``argv``, anything).
+    exec (``argv``, anything). Tests are given beside it: only their judges read them.
     """
 
     mode: str
@@ -65,7 +64,6 @@ class Job:
     address_space: bool = True  # limit the address space too; runtimes that reserve gigabytes need False
     stdin: bytes = b""
     wants_token: bool = False  # exec: give it descriptor 3; what it writes there is the payload
-    secret: Mapping[str, Any] = field(default_factory=dict)  # call, code: read by the judge alone, after the fork
 
 
 @dataclass(frozen=True)

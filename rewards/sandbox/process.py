@@ -10,12 +10,15 @@ Isolation is what the machine offers, best first, or what was asked for by name:
 from __future__ import annotations
 
 import functools
+import math
 import os
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rewards.sandbox import bwrap, cgroup, filter
 from rewards.sandbox.limits import IsolationUnavailable, Job, Limits, Outcome, SandboxError
@@ -123,10 +126,32 @@ class Sandbox:
 
         Raises SandboxError when the sandbox, not the program, failed.
         """
-        limits = limits or Limits()
+        return self._run(job, [{}] if job.outputs else [], limits or Limits(), math.inf)[0]
+
+    def judge(
+        self, job: Job, tests: Sequence[Mapping[str, Any]], limits: Limits | None = None, until: float = math.inf
+    ) -> list[Outcome]:
+        """One outcome a test of a ``call`` or ``code`` job; each test has a fresh process of the program.
+
+        They share a sandbox, and its ``/tmp``, as long as none ends it. ``limits`` are those of one test. Tests that
+        have not begun at ``until`` (of ``time.monotonic()``) have outcome "timeout".
+
+        A test: ``test`` (code) or ``call`` (an expression), or ``args`` and ``kwargs`` (encoded) of ``entry_point``.
+        """
+        outcomes: list[Outcome] = []
+        while len(outcomes) < len(tests):
+            if time.monotonic() >= until:
+                outcomes.append(Outcome("timeout", "not run: the tests before it used up the time"))
+                continue
+            # Without a pid namespace nobody could end what a test leaves behind, before the next.
+            left = tests[len(outcomes) :] if self.isolation != NONE else tests[len(outcomes) : len(outcomes) + 1]
+            outcomes += self._run(job, left, limits or Limits(), until)
+        return outcomes
+
+    def _run(self, job: Job, tests: Sequence[Mapping[str, Any]], limits: Limits, until: float) -> list[Outcome]:
         control = self._start()
         try:
-            return Run(job, limits, self._packages, self._view, control, self._pid).finish()
+            return Run(job, tests, limits, until, self._packages, self._view, control, self._pid).finish()
         except ConnectionError as error:
             self.close()
             raise SandboxError(f"the sandbox's launcher died: {error}") from error

@@ -9,6 +9,7 @@ import secrets
 import select
 import socket
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +22,7 @@ from rewards.wire import send_message
 END_S = 5.0  # for the kernel to end a killed run
 _MAX_RESULT = 20 << 20  # bytes; the harness sends less
 _KEPT_STDERR = 4096  # bytes
+_READY = b"ready\n"  # what the harness writes first
 _START_S = 20.0  # for the sandbox to stand
 _WATCH_S = 0.05  # between two looks at the memory of a run
 
@@ -29,11 +31,20 @@ class Run:
     """Started on construction; ``finish`` waits for it."""
 
     def __init__(
-        self, job: Job, limits: Limits, packages: tuple[str, ...], seen: View, control: socket.socket, launcher_pid: int
+        self,
+        job: Job,
+        tests: Sequence[Mapping[str, Any]],
+        limits: Limits,
+        until: float,
+        packages: tuple[str, ...],
+        seen: View,
+        control: socket.socket,
+        launcher_pid: int,
     ) -> None:
-        self._limits, self._control, self._launcher_pid = limits, control, launcher_pid
+        self._limits, self._until, self._control, self._launcher_pid = limits, until, control, launcher_pid
         environment = seen.environment | dict(job.environment)
-        data, self._nonce = frames(replace(job, environment=environment), limits, packages)
+        data, self._nonces = frames(replace(job, environment=environment), limits, packages, tests)
+        self._outcomes: list[Outcome] = []  # of judged tests, as they come
         self._read: dict[int, bytearray] = {}
         given = [_memory_file("stdin", job.stdin)]
         for _ in range(2):
@@ -62,13 +73,14 @@ class Run:
         self._read[readable] = bytearray()
         return writable
 
-    def finish(self) -> Outcome:
+    def finish(self) -> list[Outcome]:
+        """One outcome a test, in order; fewer where one of them ended the run. Exactly one where nothing is judged."""
         try:
             self._collect()
         finally:
             for number in self._read:
                 os.close(number)
-        return self._outcome(time.monotonic() - (self._begun or self._started))
+        return self._finished()
 
     def _collect(self) -> None:
         poll = select.poll()
@@ -107,9 +119,9 @@ class Run:
         kept = self._read[number]
         kept += data
         if number == self._result:
-            if self._begun is None and data:
-                self._begun = time.monotonic()
-                self._deadline = self._begun + self._limits.wall_s
+            if data and not self._ended_by and self._take_verdicts():
+                self._begun = time.monotonic()  # of the program, then of each test after the first
+                self._deadline = min(self._begun + self._limits.wall_s, self._until)
             limit, what = _MAX_RESULT, "sent a result of"
         else:
             limit, what = self._limits.output_kib << 10, "wrote"
@@ -131,29 +143,50 @@ class Run:
             if self._running:
                 send_message(self._control, ("kill",))
 
-    def _outcome(self, seconds: float) -> Outcome:
-        stdout, stderr = bytes(self._read[self._stdout]), bytes(self._read[self._stderr])
-        ready, _, rest = bytes(self._read[self._result]).partition(b"\n")
-        if ready != b"ready":
-            reason = self._ended_by[1] if self._ended_by else stderr.decode(errors="replace").strip()[-500:]
-            raise SandboxError(f"the sandbox did not start: {reason}")
-        common: dict[str, Any] = {"stdout": stdout, "stderr": stderr[-_KEPT_STDERR:], "seconds": seconds}
+    def _take_verdicts(self) -> bool:
+        """Move complete verdicts out of what the harness wrote; has the program, or the next test, begun?"""
+        kept = self._read[self._result]
+        if self._begun is None:
+            if not kept.startswith(_READY):
+                return False
+            del kept[: len(_READY)]
+        elif not self._judged:
+            return False
+        num_before, begun = len(self._outcomes), self._begun is None
+        while self._judged and len(self._outcomes) < len(self._nonces):
+            end = kept.find(b"\n")
+            words = kept[: max(0, end)].decode("ascii", "replace").split(" ")
+            genuine = len(words) == 4 and secrets.compare_digest(words[0], self._nonces[len(self._outcomes)])
+            if not genuine and words != ["-", "gone", "0", "0"]:
+                break
+            size, length = int(words[2]), int(words[3])
+            if len(kept) < end + 1 + size + length:
+                break
+            body = bytes(kept[end + 1 : end + 1 + size + length])
+            text = body[:size].decode("utf-8", "replace") if words[0] != "-" else "the judge was killed"
+            self._outcomes.append(self._outcome(words[1], text, body[size:]))
+            del kept[: end + 1 + size + length]
+        return begun or len(self._outcomes) > num_before
+
+    def _outcome(self, kind: str, text: str = "", payload: bytes = b"", exit_code: int = 0) -> Outcome:
+        if kind == "exited" and text:
+            exit_code, text = int(text), ""
+        stdout, stderr = bytes(self._read[self._stdout]), bytes(self._read[self._stderr])[-_KEPT_STDERR:]
+        seconds = time.monotonic() - (self._begun or self._started)
+        return Outcome(kind, text, exit_code, payload, stdout, stderr, seconds)
+
+    def _finished(self) -> list[Outcome]:
+        if self._begun is None:
+            stderr = self._read[self._stderr].decode(errors="replace").strip()[-500:]
+            raise SandboxError(f"the sandbox did not start: {self._ended_by[1] if self._ended_by else stderr}")
+        if self._judged and len(self._outcomes) == len(self._nonces):
+            return self._outcomes
         if self._ended_by is not None:
-            return Outcome(self._ended_by[0], self._ended_by[1], **common)
-        if not self._judged:
-            code = self._status if self._status <= 128 else 128 - self._status  # as shells have it: 128 + signal
-            return Outcome("exited", exit_code=code, payload=rest, **common)
-        head, _, body = rest.partition(b"\n")
-        words = head.decode("ascii", "replace").split(" ")
-        if len(words) != 4 or not secrets.compare_digest(words[0], self._nonce):
-            return Outcome("gone", "the run ended without a verdict", **common)
-        size = int(words[2])
-        text, payload = body[:size].decode("utf-8", "replace"), body[size:]
-        if len(payload) != int(words[3]):
-            return Outcome("gone", "the run ended within its verdict", **common)
-        if words[1] == "exited":
-            return Outcome("exited", exit_code=int(text), payload=payload, **common)
-        return Outcome(words[1], text, payload=payload, **common)
+            return [*self._outcomes, self._outcome(*self._ended_by)]
+        if self._judged:
+            return [*self._outcomes, self._outcome("gone", "the run ended without a verdict")]
+        code = self._status if self._status <= 128 else 128 - self._status  # as shells have it: 128 + signal
+        return [self._outcome("exited", payload=bytes(self._read[self._result]), exit_code=code)]
 
 
 def _memory_file(name: str, data: bytes) -> int:

@@ -119,39 +119,38 @@ class TestRun:
         self._limits = replace(self._limits, total_mib=max(limits.total_mib, self._limits.memory_mib))
         self._built: dict[str, bytes] | str | None = None  # files, or why there are none
 
-    def failure(self, test: Test, deadline: float) -> str:
-        """Why the program fails the test; "" when it passes. ``deadline``: of time.monotonic(), for all tests.
+    def failures(self, tests: Sequence[Test], deadline: float) -> list[str]:
+        """Why the program fails each test; "" where it passes. ``deadline``: of time.monotonic(), for all tests.
 
         Raises SandboxError.
         """
+        reasons: dict[int, str] = {}
+        for mode in ("call", "code") if self._language.name == "python" else ():
+            chosen = [i for i, test in enumerate(tests) if test.kind == mode]
+            secrets_of = [self._secret(tests[i]) for i in chosen]
+            outcomes = self._sandbox.judge(Job(mode, self._program), secrets_of, self._limits, deadline)
+            reasons |= {i: _of_judgement(tests[i], outcome) for i, outcome in zip(chosen, outcomes, strict=True)}
+        for i, test in enumerate(tests):
+            if i not in reasons:
+                reasons[i] = self._failure_of_run(test, deadline)
+        return [reasons[i] for i in range(len(tests))]
+
+    def _secret(self, test: Test) -> dict[str, Any]:
+        """What the judge is told. The names that a call needs are no secret; the expected value is: it stays here."""
+        arguments = {"args": encode(list(test.arguments)), "kwargs": encode(dict(test.keywords))}
+        return {"entry_point": self._entry_point, "test": test.code, "call": test.call, **arguments}
+
+    def _failure_of_run(self, test: Test, deadline: float) -> str:
         left_s = deadline - time.monotonic()
         if left_s <= 0:
             return "not run: the tests before it used up the time"
         if self._language.name == "python":
-            return self._failure_in_python(test, left_s)
+            return _of_output(self._run(Job("script", self._program, stdin=test.stdin.encode()), left_s), test.stdout)
         return self._failure_elsewhere(test, deadline)
 
     def _run(self, job: Job, left_s: float, limits: Limits | None = None) -> Outcome:
         limits = limits or self._limits
         return self._sandbox.run(job, replace(limits, wall_s=min(limits.wall_s, left_s)))
-
-    def _failure_in_python(self, test: Test, left_s: float) -> str:
-        if test.kind == "stdin":
-            return _of_output(self._run(Job("script", self._program, stdin=test.stdin.encode()), left_s), test.stdout)
-        secret: dict[str, Any] = {"entry_point": self._entry_point}
-        if test.kind == "code":
-            outcome = self._run(Job("code", self._program, secret=secret | {"test": test.code}), left_s)
-            return "" if outcome.kind == "passed" else _told(outcome)
-        # The names that a call needs are no secret, the expected value is: it stays here.
-        secret |= {"call": test.call, "args": list(test.arguments), "kwargs": dict(test.keywords)}
-        outcome = self._run(Job("call", self._program, secret=secret), left_s)
-        if outcome.kind != "value":
-            return _told(outcome)
-        # Larger than this it is something else anyway, and reading it would cost this process, not the program.
-        if len(outcome.payload) > (1 << 16) + 8 * len(encode(test.expected)):
-            return "a result much larger than the expected one"
-        value = decode(outcome.payload)
-        return "" if same_value(test.expected, value) else f"got {_short(value)}, expected {_short(test.expected)}"
 
     def _failure_elsewhere(self, test: Test, deadline: float) -> str:
         language, token = self._language, ""
@@ -207,6 +206,18 @@ def _told(outcome: Outcome) -> str:
     how = f"ended with signal {-outcome.exit_code}" if outcome.exit_code < 0 else f"ended with {outcome.exit_code}"
     words = (outcome.stderr or outcome.stdout).decode("utf-8", "replace").strip()
     return f"{how}: {words[-_SHOWN:]}" if words else how
+
+
+def _of_judgement(test: Test, outcome: Outcome) -> str:
+    if test.kind == "code":
+        return "" if outcome.kind == "passed" else _told(outcome)
+    if outcome.kind != "value":
+        return _told(outcome)
+    # Larger than this it is something else anyway, and reading it would cost this process, not the program.
+    if len(outcome.payload) > (1 << 16) + 8 * len(encode(test.expected)):
+        return "a result much larger than the expected one"
+    value = decode(outcome.payload)
+    return "" if same_value(test.expected, value) else f"got {_short(value)}, expected {_short(test.expected)}"
 
 
 def _of_output(outcome: Outcome, expected: str) -> str:

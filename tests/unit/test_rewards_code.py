@@ -542,7 +542,7 @@ def test_the_main_class():
 # --- HumanEval and MBPP ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "step"), [("humaneval", 4), ("mbpp", 20)])
+@pytest.mark.parametrize(("name", "step"), [("humaneval", 6), ("mbpp", 40)])
 def test_the_datasets_own_solutions_pass_and_mutated_ones_fail(name, step):
     """A sample; all of them: ``python -m benchmarks.code_datasets``."""
     if not (DATA / name).exists():
