@@ -151,7 +151,7 @@ class Sandbox:
     def _run(self, job: Job, tests: Sequence[Mapping[str, Any]], limits: Limits, until: float) -> list[Outcome]:
         control = self._start()
         try:
-            return Run(job, tests, limits, until, self._packages, self._view, control, self._pid).finish()
+            return Run(job, tests, limits, until, self._packages, self._view, control, self.launcher_pid).finish()
         except ConnectionError as error:
             self.close()
             raise SandboxError(f"the sandbox's launcher died: {error}") from error
@@ -160,7 +160,8 @@ class Sandbox:
             raise
 
     @property
-    def _pid(self) -> int:
+    def launcher_pid(self) -> int:
+        """-1 while there is none."""
         return self._launcher.pid if self._launcher is not None else -1
 
 

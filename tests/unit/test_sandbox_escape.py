@@ -40,7 +40,7 @@ def run(box):
 def inside(box: Sandbox) -> list[psutil.Process]:
     """Processes under the sandbox's launcher."""
     try:
-        return psutil.Process(box._pid).children(recursive=True)
+        return psutil.Process(box.launcher_pid).children(recursive=True)
     except (psutil.NoSuchProcess, AssertionError):
         return []
 
@@ -561,7 +561,7 @@ def test_a_broken_sandbox_is_not_a_failed_program(box):
     import threading
 
     box.run(Job("script", ""), SHORT)
-    killer = threading.Timer(0.5, psutil.Process(box._pid).kill)
+    killer = threading.Timer(0.5, psutil.Process(box.launcher_pid).kill)
     killer.start()
     with pytest.raises(SandboxError, match="launcher died"):
         box.run(Job("script", "import time; time.sleep(60)"), SHORT)
