@@ -19,6 +19,7 @@ import numpy as np
 from actors.fleet_actor import FleetActor
 from actors.payload import Payload, PublishReport, WeightManifest
 from actors.vllm_arguments import engine_arguments, engine_sampling, stop_ids
+from model.tokenizer import load_tokenizer
 from rlplatform.config import ModelConfig, RolloutConfig
 from rlplatform.types import FINISH_LENGTH, FINISH_STOP, GenerationRequest, Rollout, SamplingParams
 
@@ -67,11 +68,10 @@ class RolloutWorker(FleetActor):
     def __init__(self, model_path: str, model: ModelConfig, config: RolloutConfig, max_model_len: int, seed: int):
         if not os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
             os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)
-        from transformers import AutoTokenizer
         from vllm import EngineArgs
         from vllm.v1.engine.llm_engine import LLMEngine
 
-        self._tokenizer = AutoTokenizer.from_pretrained(model_path, trust_remote_code=model.trust_remote_code)
+        self._tokenizer = load_tokenizer(model_path, trust_remote_code=model.trust_remote_code)
         arguments = engine_arguments(model_path, model, config, max_model_len, seed)
         self._engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
         # vLLM names the file that its ranks meet at, and their shared memory, by one random name.

@@ -175,8 +175,11 @@ def stock_segments(conversation: Conversation) -> list[Segment]:
     """The template's own rendering of the whole conversation, cut at the assistant's text.
 
     Trained is what stands there of the assistant's turns, with the tokens that end them. Raises ``RenderError`` where
-    the turns cannot be found in it.
+    the turns cannot be found in it, or one holds the token that ends it.
     """
+    for turn in conversation.turns:
+        if conversation.end in turn.text:
+            raise RenderError(f"message {turn.message}: its text holds {conversation.end!r}, which ends a turn")
     text, spans = conversation.stock, conversation.stock_spans
     if spans is None:
         raise RenderError(

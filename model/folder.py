@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+FLOATS = ("F32", "BF16", "F16")  # what safetensors calls them
 MAX_SHARD_BYTES = 5 * 10**9
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 # Files beside the weights that an exported folder needs to serve: tokenizer, chat template, generation defaults.
@@ -42,6 +43,8 @@ def local_folder(path: str, patterns: Iterable[str]) -> Path:
     """``path`` itself where it is a folder; otherwise the files of that hub id, downloaded or from the cache."""
     if Path(path).is_dir():
         return Path(path)
+    if path.startswith(("/", ".", "~")) or path.count("/") != 1:
+        raise FileNotFoundError(f"{path!r}: no such folder, and not a hub id (owner/name)")
     from huggingface_hub import snapshot_download
 
     return Path(snapshot_download(path, allow_patterns=list(patterns)))
@@ -96,7 +99,13 @@ class WeightFiles:
                 for name in self._files[file]:
                     if name in self.shapes:
                         raise ValueError(f"{path}: {name} is in {file.name} and in another shard; expected it once")
-                    self.shapes[name] = tuple(tensors.get_slice(name).get_shape())
+                    entry = tensors.get_slice(name)
+                    if entry.get_dtype() not in FLOATS:
+                        raise ValueError(
+                            f"{path}: expected tensors of {', '.join(FLOATS)}, got {name} in {entry.get_dtype()}; "
+                            "nothing else is trained: convert the weights first"
+                        )
+                    self.shapes[name] = tuple(entry.get_shape())
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Every tensor under its name in the files, one at a time; it may be mapped from the file: copy, don't keep."""
@@ -113,8 +122,10 @@ def _weight_files(path: str) -> list[Path]:
             raise FileNotFoundError(f"{path}: expected {WEIGHTS} or {INDEX}, got {_content(folder)}{_hint(folder)}")
         return [folder / WEIGHTS]
     places = _read_json(folder / INDEX).get("weight_map")
-    if not isinstance(places, dict) or not places:
-        raise ValueError(f"{folder / INDEX}: expected the names of tensors and their files under weight_map, got none")
+    if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
+        raise ValueError(
+            f"{folder / INDEX}: expected the names of tensors and their files under weight_map, got {places!r:.80}"
+        )
     files = sorted({folder / name for name in places.values()})
     lost = [file.name for file in files if not file.is_file()]
     if lost:

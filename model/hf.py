@@ -39,8 +39,8 @@ def load_policy(
 ) -> Qwen3 | PackedCausalLM:
     """Load a folder or hub id behind the narrow forward.
 
-    ``model_type`` qwen3 and qwen3_moe run natively; a variant of them that is not implemented (sliding windows, biases,
-    dense layers among experts) and every other architecture run through transformers.
+    ``model_type`` qwen3 and qwen3_moe run natively; a variant of them that is not implemented (biases, dense layers
+    among experts) and every other architecture run through transformers, if packing leaves their numbers alone.
 
     Args:
         dtype: ``float32`` or ``bfloat16``, of parameters and compute.
@@ -58,6 +58,11 @@ def load_policy(
     if activation_checkpointing not in MODES:
         raise ValueError(f"activation_checkpointing: expected one of {MODES}, got {activation_checkpointing!r}")
     values = read_config(path)
+    if values.get("quantization_config"):
+        raise UnsupportedModelError(
+            f"{path}: expected weights in float32, bfloat16 or float16, got a model with quantization_config "
+            f"({values['quantization_config'].get('quant_method')}); convert it first"
+        )
     if values.get("model_type") in (DENSE, MOE) and not (unsupported_reason(values) or "auto_map" in values):
         return load_qwen3(path, dtype=dtype, activation_checkpointing=activation_checkpointing, meta=meta, rope=rope)
     from model.transformers_lm import load_transformers

@@ -1,4 +1,4 @@
-"""Mixture of experts: a float32 softmax router, the top-k experts of each token, all products in one grouped call.
+"""Mixture of experts: a float32 router, the top-k experts of each token, all products in one grouped call.
 
 No shared expert; softmax over all experts first, then the top-k, renormalised to sum 1 (Qwen3 report, section 2).
 """
@@ -43,7 +43,7 @@ class RouterRecord:
 class Router(nn.Module):
     """``x [T, H] -> weights float32 [T, k], experts int64 [T, k], logits and probabilities float32 [T, E]``.
 
-    The product runs in the dtype of ``x``, everything after it in float32: docs/moe.md says why.
+    All of it in float32, whatever the dtype of ``x``: rounded logits tie (docs/moe.md has what the difference is).
     """
 
     def __init__(self, config: Qwen3Config) -> None:
@@ -52,7 +52,7 @@ class Router(nn.Module):
         self.weight = nn.Parameter(torch.empty(config.num_experts, config.hidden_size))
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        logits = F.linear(x, self.weight).float()
+        logits = F.linear(x.float(), self.weight.float())
         probabilities = logits.softmax(dim=-1)
         weights, experts = probabilities.topk(self.top_k, dim=-1)
         if self.renormalise:

@@ -148,7 +148,7 @@ class TokenizerError(ValueError):
     """A tokenizer that cannot be loaded or is not what it looks like; the message says what was expected and found."""
 
 
-def load_tokenizer(path_or_id: str | Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(path_or_id: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder or of a hub id, checked.
 
     A folder may be a model's, one that ``train_bpe`` wrote, or hold ``tokenizer.json`` alone. A tokenizer that looks
@@ -165,13 +165,14 @@ def load_tokenizer(path_or_id: str | Path) -> PreTrainedTokenizerBase:
     folder = Path(path_or_id)
     name = str(path_or_id)
     if folder.is_dir():
-        _check_folder(folder)
+        if not trust_remote_code:  # code of the folder's own may keep its vocabulary in any file
+            _check_folder(folder)
     elif folder.exists():
         raise TokenizerError(f"tokenizer {name!r}: expected a folder with tokenizer.json or a hub id, got a file")
     elif folder.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
         raise TokenizerError(f"tokenizer {name!r}: no such folder, and not a hub id (owner/name)")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
     except Exception as error:
         what = "its files do not load" if folder.is_dir() else "no such folder here, and from the hub it did not load"
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]

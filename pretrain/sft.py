@@ -26,7 +26,7 @@ from pretrain.step import count_experts, micro_batch_loss, plan_steps, rank_micr
 from pretrain.train import drop_metrics_after, load_checkpoint, run_on_ray_train, save_checkpoint
 from rlplatform.config import ConfigError, SFTConfig
 from rlplatform.runs import RunFolder, write_atomically
-from rlplatform.servable import check_positions
+from rlplatform.servable import check_positions, tokenizer_of
 
 if TYPE_CHECKING:
     from actors.engine import TrainEngine
@@ -70,12 +70,11 @@ def run_sft(
 
     Raises:
         DataError: the rows cannot be used; no worker was started.
-        ConfigError: the cluster is too small, or the checkpoint belongs to other data.
+        ConfigError: no tokenizer, the cluster is too small, or the checkpoint belongs to other data.
         RunStopped: too many steps in a row with a gradient that is not finite.
         TrainingError: more worker failures than ``config.max_failures``.
     """
     import ray
-    from transformers import AutoTokenizer
 
     began = time.perf_counter()
     if not config.model.path:
@@ -83,7 +82,7 @@ def run_sft(
     check_positions(config.model.path, config.model)
     folder = RunFolder(config.run_dir)
     folder.path.mkdir(parents=True, exist_ok=True)
-    tokenizer = AutoTokenizer.from_pretrained(config.model.path, trust_remote_code=config.model.trust_remote_code)
+    tokenizer = tokenizer_of(config.model.path, trust_remote_code=config.model.trust_remote_code)
     limits: dict[str, Any] = {"completion": config.completion, "max_tokens": config.max_tokens}
     examples, dropped = load_examples(config.data, tokenizer, rows=rows, **limits)
     write_atomically(folder.path / DROPPED_ROWS, "".join(json.dumps(row) + "\n" for row in dropped))

@@ -24,7 +24,7 @@ from rlplatform.evaluation.runner import Evaluation, evaluate
 from rlplatform.rl_loop import train
 from rlplatform.roles import Scorer
 from rlplatform.runs import RunFolder, write_atomically
-from rlplatform.servable import check_servable
+from rlplatform.servable import check_servable, tokenizer_of
 from rlplatform.trackers import RunTracker, Writers
 from rlplatform.types import Metrics, Prompt, RolloutGroup, SamplingParams, ScoredGroup
 
@@ -83,22 +83,6 @@ def sampling_params(config: SamplingConfig) -> SamplingParams:
         frequency_penalty=config.frequency_penalty,
         stop_token_ids=tuple(config.stop_token_ids),
     )
-
-
-def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> Any:
-    """The tokenizer of a model folder or hub id.
-
-    Raises:
-        ConfigError: nothing there to load.
-    """
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-    except Exception as error:
-        raise ConfigError(
-            f"model.path={path!r}: no tokenizer loads from there: {type(error).__name__}: {str(error).splitlines()[0]}"
-        ) from error
 
 
 def prompts_of(data: DataConfig, tokenizer: Any, folder: RunFolder, label: str) -> PromptSet:
@@ -221,7 +205,7 @@ def run_rl(config: RLConfig) -> Outcome:
     folder = RunFolder(config.run_dir)
     folder.begin(config)
     metric = accuracy_metric(config.reward, config.evaluation.metric)
-    tokenizer = load_tokenizer(config.model.path, trust_remote_code=config.model.trust_remote_code)
+    tokenizer = tokenizer_of(config.model.path, trust_remote_code=config.model.trust_remote_code)
     check_servable(config.model.path, config.model, config.max_model_len)
     prompts = prompts_of(config.data, tokenizer, folder, "train")
     check_columns(config.reward, prompts.prompts[0])
@@ -338,7 +322,7 @@ def run_eval(config: EvalConfig) -> Outcome:
     folder = RunFolder(config.run_dir)
     folder.begin(config)
     metric = accuracy_metric(config.reward, config.metric)
-    tokenizer = load_tokenizer(config.model.path, trust_remote_code=config.model.trust_remote_code)
+    tokenizer = tokenizer_of(config.model.path, trust_remote_code=config.model.trust_remote_code)
     check_servable(config.model.path, config.model, config.max_model_len)
     prompts = prompts_of(config.data, tokenizer, folder, "eval")
     check_columns(config.reward, prompts.prompts[0])

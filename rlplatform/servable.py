@@ -1,15 +1,18 @@
-"""Can the vLLM engine compute this model, at this length? Asked in the driver, before any engine starts."""
+"""Can a run use this model, at this length, with this tokenizer? Asked in the driver, before any engine starts."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from model.config import DENSE, MOE, UnsupportedModelError
 from model.positions import rope_settings
 from rlplatform.config import ConfigError, EvalConfig, ModelConfig, RLConfig, SFTConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def check_servable(path: str, model: ModelConfig, max_model_len: int) -> None:
@@ -53,6 +56,20 @@ def check_positions(path: str, model: ModelConfig) -> dict[str, Any]:
         return model.rope.apply(values)
     except UnsupportedModelError as error:
         raise ConfigError(f"{path}: {error}") from error
+
+
+def tokenizer_of(path: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder or hub id; Qwen3's is checked token by token.
+
+    Raises:
+        ConfigError: what ``model.tokenizer.load_tokenizer`` refuses.
+    """
+    from model.tokenizer import TokenizerError, load_tokenizer
+
+    try:
+        return load_tokenizer(path, trust_remote_code=trust_remote_code)
+    except TokenizerError as error:
+        raise ConfigError(str(error)) from error
 
 
 def check_now(config: Any) -> None:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ import numpy as np
 
 from rlplatform.config import ConfigError
 from rlplatform.data import DataError, read_jsonl
+from rlplatform.servable import tokenizer_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -45,16 +47,6 @@ class Rendered:
             raise ValueError(f"expected one mask bit a token, got {len(self.loss_mask)} for {len(self.token_ids)}")
 
 
-def tokenizer_of(path_or_id: str) -> PreTrainedTokenizerBase:
-    """``model.tokenizer.load_tokenizer`` for the command line. Raises ConfigError."""
-    from model.tokenizer import TokenizerError, load_tokenizer
-
-    try:
-        return load_tokenizer(path_or_id)
-    except TokenizerError as error:
-        raise ConfigError(str(error)) from error
-
-
 def render_row(tokenizer: PreTrainedTokenizerBase, row: Mapping[str, Any], where: str, *, training: bool) -> Rendered:
     """Render and encode one row.
 
@@ -70,12 +62,16 @@ def render_row(tokenizer: PreTrainedTokenizerBase, row: Mapping[str, Any], where
     if row.get("messages") is None:
         return _encode_text(tokenizer, row, where)
     tools, prompt, kwargs = _options(row, where)
+    unread = [name for name in kwargs if not re.search(rf"\b{re.escape(name)}\b", str(tokenizer.chat_template))]
     try:
-        if training:
-            return _training(tokenizer, row["messages"], tools, prompt, kwargs)
-        return _stock(tokenizer, row["messages"], tools, prompt, kwargs)
+        render = _training if training else _stock
+        rendered = render(tokenizer, row["messages"], tools, prompt, kwargs)
     except RenderError as error:
         raise DataError(f"{where}: {error}") from error
+    if unread:
+        note = f"kwargs: the chat template does not read {', '.join(unread)}"
+        rendered = replace(rendered, notes=(*rendered.notes, note))
+    return rendered
 
 
 def _encode_text(tokenizer: PreTrainedTokenizerBase, row: Mapping[str, Any], where: str) -> Rendered:
@@ -124,6 +120,11 @@ def _training(
         f"message {turn.message}: the think block is not closed, and the end of the turn after it is trained"
         for turn in conversation.turns
         if not parse(turn.text, opened=turn.before.rstrip().endswith(OPEN)).finished
+    )
+    notes += tuple(
+        f"message {turn.message}: its text holds {conversation.end!r}, where the model will stop"
+        for turn in conversation.turns
+        if conversation.end in turn.text
     )
     whole = tokenizer(text, add_special_tokens=False)["input_ids"]
     if whole != token_ids.tolist():

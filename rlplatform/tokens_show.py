@@ -18,7 +18,8 @@ from rich.text import Text
 
 from rlplatform.config import ConfigError, DataConfig
 from rlplatform.data import DataError, read_json, read_rows
-from rlplatform.tokens import Rendered, meta_file, render_row, tokenizer_of
+from rlplatform.servable import tokenizer_of
+from rlplatform.tokens import Rendered, meta_file, render_row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

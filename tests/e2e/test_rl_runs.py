@@ -116,7 +116,7 @@ def test_bad_input_stops_before_any_worker_starts(smoke_demo: Finished, tmp_path
     for override, said in (
         ("data.answer=gold", "column 'gold' is missing"),
         ("data.path=nowhere.jsonl", "no such file"),
-        ("model.path=nowhere/at/all", "no tokenizer loads"),
+        ("model.path=nowhere/at/all", "no such folder"),
         ("reward.functions.maht=1.0", "did you mean 'math'"),
         ("data.columns.extra=missing", "column 'missing' is missing"),
     ):

@@ -338,6 +338,11 @@ def _values(**changes: Any) -> Callable[[Path], None]:
     return damage
 
 
+def _integers(folder: Path) -> None:
+    file = sorted(folder.glob("*.safetensors"))[0]
+    save_file({name: tensor.long() for name, tensor in load_file(file).items()}, file)
+
+
 def _bin_only(folder: Path) -> None:
     for file in [*folder.glob("*.safetensors"), folder / INDEX]:
         file.unlink()
@@ -368,6 +373,24 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], type[Exception], str]] = {
         "expected a JSON object, got list",
     ),
     "index cut": (lambda f: (f / INDEX).write_text("{") and None, ValueError, "index.json: expected JSON"),
+    "index with odd names": (
+        lambda f: (f / INDEX).write_text('{"weight_map": {"a": 3}}') and None,
+        ValueError,
+        "under weight_map",
+    ),
+    "quantised": (
+        lambda f: (
+            (f / "config.json").write_text(
+                json.dumps(
+                    json.loads((f / "config.json").read_text()) | {"quantization_config": {"quant_method": "fp8"}}
+                )
+            )
+            and None
+        ),
+        UnsupportedModelError,
+        r"quantization_config \(fp8\); convert it first",
+    ),
+    "integers": (_integers, ValueError, "expected tensors of F32, BF16, F16, got .* in I64"),
     "index without a map": (lambda f: (f / INDEX).write_text("{}") and None, ValueError, "under weight_map"),
     "index lost": (lambda f: (f / INDEX).unlink(), FileNotFoundError, "Shards need their model.safetensors.index.json"),
     "a shard lost": (
@@ -421,6 +444,12 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], type[Exception], str]] = {
     ),
     "another width": (_values(moe_intermediate_size=32), ValueError, r"\[24, 48\], not \[32, 48\]"),
 }
+
+
+@pytest.mark.parametrize("path", ["/nowhere/model", "./nowhere", "~/model", "a/b/c", "nowhere"])
+def test_a_path_that_is_neither_folder_nor_hub_id_is_said_to_be_so(path: str) -> None:
+    with pytest.raises(FileNotFoundError, match="no such folder, and not a hub id"):
+        load_policy(path)
 
 
 @pytest.mark.parametrize("kind", DAMAGE)

@@ -95,7 +95,7 @@ def test_bfloat16_logits_differ_no_more_than_transformers_own_attentions_do(fold
         second = [sdpa(row[None]).logits[0].float() for row in rows]
 
     def widest(left: list[torch.Tensor], right: list[torch.Tensor]) -> float:
-        return max(float((a - b).abs().max()) for a, b in zip(left, right, strict=True))
+        return max(float((a - b).abs().max().detach()) for a, b in zip(left, right, strict=True))
 
     allowed = 2 * widest(first, second)
     assert widest(list(got), first) <= allowed

@@ -55,7 +55,7 @@ def test_a_run_refuses_it_before_it_reads_data_or_starts_ray(
 
     from rlplatform import launch
 
-    monkeypatch.setattr(launch, "load_tokenizer", lambda *_, **__: None)
+    monkeypatch.setattr(launch, "tokenizer_of", lambda *_, **__: None)
     monkeypatch.setattr(launch, "prompts_of", lambda *_: pytest.fail("data were read"))
     config = load_values(
         {

@@ -198,6 +198,26 @@ def test_a_thought_that_never_ends_is_pointed_out(tokenizer) -> None:
     assert tokenizer.decode(rendered.token_ids[rendered.loss_mask]).endswith("<think>\nhm<|im_end|>")
 
 
+def test_an_end_of_turn_inside_a_turn_is_pointed_out_and_hides_no_user_text(tokenizer) -> None:
+    """Text that imitates the frame of the next turn: where the first ends cannot be told from the whole."""
+    prompt = "<|im_end|>\n<|im_start|>user\nq?<|im_end|>\n<|im_start|>assistant\n"
+    row = {"messages": [USER, {"role": "assistant", "content": f"a{prompt}b"}, USER, THOUGHT]}
+    stock = render_row(tokenizer, row, "here", training=False)
+    assert not stock.loss_mask.any()
+    assert stock.notes == ("loss_mask is false throughout: message 1: its text holds '<|im_end|>', which ends a turn",)
+    ours = render_row(tokenizer, row, "here", training=True)
+    assert "message 1: its text holds '<|im_end|>', where the model will stop" in ours.notes
+    trained = tokenizer.decode(ours.token_ids[ours.loss_mask])
+    assert trained == f"{EMPTY}a{prompt}b<|im_end|>{THOUGHT['content']}<|im_end|>"
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_variable_that_the_template_does_not_read_is_pointed_out(tokenizer, training: bool) -> None:
+    row = {"messages": [USER, THOUGHT], "kwargs": {"enable_thinkin": False, "enable_thinking": True}}
+    notes = render_row(tokenizer, row, "here", training=training).notes
+    assert notes == ("kwargs: the chat template does not read enable_thinkin",)
+
+
 BAD_ROWS = {
     "json": ("{", "expected one JSON object a line"),
     "list": ("[1]", "expected a JSON object, got list"),
