@@ -44,6 +44,7 @@ def main() -> str:
     _set_limits(job["limits"], ("nofile", "fsize", "core", "nproc"))
     for path, data in job["files"].items():
         _write_file(posix, path, data)
+    sys.path += job["packages"]
     posix.write(RESULT, b"ready\n")
     if not job["judged"]:
         posix.close(JOB)
@@ -208,7 +209,6 @@ def _become_program(posix: Any, job: dict[str, Any], requests: int, answers: int
         _exec(posix, job, answers)
     import builtins
 
-    sys.path += job["packages"]
     sys.argv[:] = ["program.py"]
     builtins.exit = builtins.quit = sys.exit  # type: ignore[assignment]  # `site` would define them; it is not loaded
     if job["mode"] == "script":

@@ -165,6 +165,8 @@ class Run:
             body = bytes(kept[end + 1 : end + 1 + size + length])
             text = body[:size].decode("utf-8", "replace") if words[0] != "-" else "the judge was killed"
             self._outcomes.append(self._outcome(words[1], text, body[size:]))
+            for number in (self._stdout, self._stderr):  # the limit of output is one test's
+                self._read[number].clear()
             del kept[: end + 1 + size + length]
         return begun or len(self._outcomes) > num_before
 

@@ -411,6 +411,25 @@ def test_share_all_and_parts():
         code_reward([""], completion, tests, scoring="most")
 
 
+def test_each_test_has_a_fresh_program_and_limits_of_its_own():
+    program = """
+import os, time
+calls = []
+def f(x):
+    calls.append(x)
+    print("y" * 400_000)
+    if x == 2: os._exit(0)
+    if x == 3: time.sleep(60)
+    if x == 4 and os.fork() == 0: time.sleep(60)
+    return calls
+"""
+    tests = [{"call": [x], "expected": [x]} for x in (0, 1, 2, 3, 4, 5)]
+    tests += [{"code": f"assert f({x}) == [{x}]"} for x in (0, 1, 2, 3, 4, 5)]
+    found = verdict(program, *tests, entry_point="f", settings=Settings(timeout_s=1.0, total_s=30.0))
+    assert (found.score, found.status) == (8 / 12, OK), found
+    assert "test 2: ProgramEnded" in found.detail
+
+
 def test_the_time_of_all_tests_is_bounded():
     started = time.monotonic()
     found = verdict("def f(x):\n    while 1: pass", *[CALL] * 10, settings=Settings(timeout_s=0.4, total_s=1.0))

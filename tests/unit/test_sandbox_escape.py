@@ -584,5 +584,8 @@ def test_packages_are_shown_where_asked(box, tmp_path):
     tmp_path.chmod(0o700)
     with Sandbox(box.isolation, packages=(str(tmp_path / "site"),)) as own:
         assert own.run(Job("script", "import given; print(given.answer)"), SHORT).stdout == b"42\n"
+        job = Job("code", "import given\ndef f(): return given.answer")
+        (outcome,) = own.judge(job, [{"test": "import given\nassert f() == given.answer"}])
+        assert outcome.kind == "passed", outcome
     with pytest.raises(ValueError, match="expected folders"):
         Sandbox(box.isolation, packages=(str(tmp_path / "absent"),))
