@@ -78,8 +78,9 @@ def _judge_one(marshal: Any, posix: Any, job: dict[str, Any], place: tuple[int, 
         for number in (to_program[1], from_program[0], JOB, RESULT):
             posix.close(number)
         _become_program(posix, job, to_program[0], from_program[1])
-    judge = posix.fork()
-    if judge == 0:
+    several = len(job["secrets"]) > 1
+    judge = posix.fork() if several else 0
+    if judge == 0:  # of a single test this process, which has nothing to forget before the next
         posix.close(to_program[0])
         posix.close(from_program[1])
         secret = marshal.loads(posix.pread(JOB, *place))
@@ -96,8 +97,7 @@ def _judge_one(marshal: Any, posix: Any, job: dict[str, Any], place: tuple[int, 
     _, status = posix.waitpid(judge, 0)
     if status != 0:  # it was killed: by the program, or by a limit
         _write_all(posix, RESULT, b"- gone 0 0\n")
-    if len(job["secrets"]) > 1:
-        _end_others(posix)
+    _end_others(posix)
 
 
 def _report(posix: Any, secret: dict[str, Any], kind: str, text: str, payload: bytes) -> None:
