@@ -163,8 +163,11 @@ class Qwen3(nn.Module):
     def compile_layers(self) -> Self:
         """Compile every layer in place with torch.compile; attention, whose rows have many lengths, stays as it is.
 
-        The first forward compiles (about half a minute on one core); other numbers of tokens reuse the result.
+        The first forward compiles (about half a minute on one core); layers share the result, and other numbers of
+        tokens reuse it.
         """
+        # A layer's number is then no constant of the compiled code: past eight layers dynamo would give up otherwise.
+        torch._dynamo.config.allow_unspec_int_on_nn_module = True
         for layer in self.model.layers:
             layer.compile(dynamic=True)
         return self

@@ -90,6 +90,8 @@ REWARDS: dict[str, str] = {
     "grounded_qa": "rewards.grounded:grounded_qa_reward",
     "language": "rewards.language:language_reward",
     "tool_calls": "rewards.tool_calls:tool_calls_reward",
+    "code": "rewards.code:code_reward",
+    "code_all": "rewards.code:code_all_reward",
 }
 
 SUPPLIED = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")

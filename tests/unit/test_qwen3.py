@@ -198,6 +198,17 @@ def test_activation_checkpointing_keeps_less(name: str) -> None:
         assert kept["selective"] < kept["none"]
 
 
+def test_many_layers_share_what_is_compiled() -> None:
+    from torch._dynamo.utils import counters
+
+    torch._dynamo.reset()
+    before = counters["stats"]["unique_graphs"]
+    policy = loud(replace(DENSE, num_hidden_layers=10)).compile_layers()
+    with torch.no_grad():
+        policy(*pack(rows_of((11, 30))))
+    assert counters["stats"]["unique_graphs"] - before <= 6
+
+
 @pytest.mark.parametrize("name", ["tied", "moe"])
 def test_compiled_layers_compute_the_same(name: str) -> None:
     plain, compiled = loud(CONFIGS[name]), loud(CONFIGS[name]).compile_layers()
