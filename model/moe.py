@@ -25,9 +25,7 @@ class RouterRecord:
 
     probability_sums: list[torch.Tensor] = field(default_factory=list)  # each float32 [E], with gradient
     counts: list[torch.Tensor] = field(default_factory=list)  # each int64 [E]: how many tokens chose the expert
-    z_sums: list[torch.Tensor] = field(
-        default_factory=list
-    )  # each float32 []: sum of logsumexp(logits)^2, with gradient
+    z_sums: list[torch.Tensor] = field(default_factory=list)  # each float32 []: sum of logsumexp^2, with gradient
     entropy_sums: list[torch.Tensor] = field(default_factory=list)  # each float32 []: nats, without gradient
     num_tokens: int = 0
 

@@ -29,7 +29,6 @@ from rlplatform.config import (
     ModelConfig,
     OptimizerConfig,
     PublishConfig,
-    RewardConfig,
     RLConfig,
     RolloutConfig,
     SFTConfig,
@@ -38,7 +37,8 @@ from rlplatform.roles import RunStopped
 from rlplatform.types import SamplingParams
 from tests.integration import rollout_models as kit
 from tests.integration.conftest import StartLearner
-from tests.integration.test_learner import PLAIN_GRADIENT, Reference, relative_error, rollouts
+from tests.integration.test_learner import Reference, relative_error, rollouts
+from tests.integration.test_learner import configuration as learner_configuration
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -57,23 +57,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def configuration(ranks: int = 1, *, stage: int = 2, lora: LoraConfig = LORA, **changes: Any) -> RLConfig:
-    learner = LearnerConfig(
-        num_workers=ranks,
-        zero_stage=stage,  # type: ignore[arg-type]
-        max_tokens_per_micro_batch=100,
-        logprob_chunk_tokens=64,
-        call_timeout_s=60.0,
-        lora=lora,
-    )
-    fields: dict[str, Any] = {
-        "num_steps": 4,
-        "prompts_per_step": 4,
-        "group_size": 3,
-        "learner": learner,
-        "optimizer": PLAIN_GRADIENT,
-        "reward": RewardConfig(functions={"math": 1.0}),
-    }
-    return RLConfig(**{**fields, **changes})
+    config = learner_configuration(ranks, stage=stage, budget=100, **changes)
+    return replace(config, learner=replace(config.learner, lora=lora))
 
 
 def base_of(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
