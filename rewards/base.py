@@ -108,6 +108,25 @@ def rowwise(fn: _Fn) -> _Fn:
     return fn
 
 
+def groupwise(fn: _Fn) -> _Fn:
+    """Declare that ``fn`` compares the completions of one prompt: it is called with whole groups, never with less."""
+    fn.groupwise = True  # type: ignore[attr-defined]
+    return fn
+
+
+def served_by(actor: str) -> Callable[[_Fn], _Fn]:
+    """Declare that a reward service grades with actors of class ``actor``, ``package.module:Class``, instead of ``fn``.
+
+    For functions around a model: the actor loads it once. ``fn`` itself is what runs without Ray.
+    """
+
+    def mark(fn: _Fn) -> _Fn:
+        fn.served_by = actor  # type: ignore[attr-defined]
+        return fn
+
+    return mark
+
+
 # --- from a name to a function --------------------------------------------------------------------------------------
 
 
@@ -120,7 +139,7 @@ def resolve(name: str) -> RewardFn:
     if ":" not in target:
         raise RewardLoadError(
             f"reward {name!r}: expected one of {', '.join(sorted(REWARDS))}, package.module:fn or path/file.py:fn"
-            f"{_nearest(name, REWARDS)}"
+            f"{nearest(name, REWARDS)}"
         )
     value = load_function(target, f"reward {name!r}")
     signature_of(value, name)
@@ -141,7 +160,7 @@ def load_function(target: str, label: str) -> Callable[..., Any]:
         if not hasattr(value, part):
             raise RewardLoadError(
                 f"{label}: {source} has no function {attribute!r}"
-                f"{_nearest(part, [n for n in dir(value) if callable(getattr(value, n)) and not n.startswith('_')])}"
+                f"{nearest(part, [n for n in dir(value) if callable(getattr(value, n)) and not n.startswith('_')])}"
             )
         value = getattr(value, part)
     if not callable(value) or isinstance(value, type):
@@ -172,7 +191,8 @@ def absolute(name: str) -> str:
     return f"{Path(source).expanduser().resolve()}{colon}{attribute}" if source.endswith(".py") else name
 
 
-def _nearest(word: str, names: Iterable[str]) -> str:
+def nearest(word: str, names: Iterable[str]) -> str:
+    """The end of an error message about an unknown name: ``; did you mean 'math'?``, or nothing."""
     close = difflib.get_close_matches(word, list(names), n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else ""
 
