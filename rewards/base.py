@@ -10,8 +10,9 @@ string prompts give strings. A function that names them (or takes ``**kwargs``) 
 ``trainer_state``, ``log_extra(column, values)`` and ``log_metric(name, value)``. It may be ``async``.
 ``None`` means that the function does not apply to the row.
 
-Functions are named in configs by a key of ``REWARDS``, by ``package.module:fn`` or by ``path/file.py:fn``; ``resolve``
-turns the name into the function and says what is wrong with it before any process is started.
+Functions are named in configs by a key of ``REWARDS``, by an entry point of an installed package (``rewards.plugins``),
+by ``package.module:fn`` or by ``path/file.py:fn``; ``resolve`` turns the name into the function and says what is wrong
+with it before any process is started.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
+
+from rewards.plugins import installed
 
 OK = "ok"
 TIMEOUT = "timeout"
@@ -94,6 +97,8 @@ REWARDS: dict[str, str] = {
     "code_all": "rewards.code:code_all_reward",
 }
 
+CONVENTIONS = ("verl", "openrlhf")  # prefixes of rewards.adapters
+
 SUPPLIED = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
 
 _Fn = TypeVar("_Fn", bound=Callable[..., Any])
@@ -131,19 +136,53 @@ def served_by(actor: str) -> Callable[[_Fn], _Fn]:
 
 
 def resolve(name: str) -> RewardFn:
-    """The function behind a built-in name, ``package.module:fn`` or ``path/file.py:fn``.
+    """The function behind a built-in name, an entry point, ``package.module:fn`` or ``path/file.py:fn``.
 
-    Raises RewardLoadError when the file, module or function is absent, is not callable, or cannot take completions.
+    ``verl:path/file.py:fn`` and ``openrlhf:...`` are functions that follow another trainer's convention, see
+    ``rewards.adapters``. Raises RewardLoadError when the file, module or function is absent, is not callable, or cannot
+    take completions, and when an installed package gives its reward a name that another one has.
     """
-    target = REWARDS.get(name, name)
+    convention, target = split_convention(name)
+    label = f"reward {name!r}"
+    if convention:
+        from rewards.adapters import adapt
+
+        return adapt(convention, load_function(target, label), name)
     if ":" not in target:
-        raise RewardLoadError(
-            f"reward {name!r}: expected one of {', '.join(sorted(REWARDS))}, package.module:fn or path/file.py:fn"
-            f"{nearest(name, REWARDS)}"
-        )
-    value = load_function(target, f"reward {name!r}")
+        target, label = _declared(name)
+    value = load_function(target, label)
     signature_of(value, name)
     return value
+
+
+def split_convention(name: str) -> tuple[str, str]:
+    """(``verl``, ``path/file.py:fn``) of ``verl:path/file.py:fn``; the first is empty where no adapter is named."""
+    prefix, _, rest = name.partition(":")
+    return (prefix, rest) if prefix in CONVENTIONS and ":" in rest else ("", name)
+
+
+def _declared(name: str) -> tuple[str, str]:
+    """What a name without a colon stands for, and how errors call it."""
+    points = installed(name)
+    owners = [f"{point.distribution} ({point.line})" for point in points]
+    if name in REWARDS:
+        owners.insert(0, f"rlplatform ({name} = {REWARDS[name]})")
+    if len(owners) > 1:
+        raise RewardLoadError(
+            f"reward {name!r} is declared more than once: {'; '.join(owners)}. Use package.module:fn, or remove one"
+        )
+    if not owners:
+        known = sorted({*REWARDS, *(point.name for point in installed())})
+        raise RewardLoadError(
+            f"reward {name!r}: expected one of {', '.join(known)}, package.module:fn or path/file.py:fn"
+            f"{nearest(name, known)}"
+        )
+    label = f"reward {name!r}"
+    if name in REWARDS:
+        return REWARDS[name], label
+    if ":" not in points[0].target:
+        raise RewardLoadError(f"{label}, entry point of {owners[0]}: expected {name} = package.module:fn")
+    return points[0].target, f"{label}, entry point of {owners[0]}"
 
 
 def load_function(target: str, label: str) -> Callable[..., Any]:
@@ -187,8 +226,11 @@ def labels(names: Iterable[str]) -> dict[str, str]:
 
 def absolute(name: str) -> str:
     """The same name, with a file's path made absolute: processes with another working directory find it too."""
-    source, colon, attribute = name.rpartition(":")
-    return f"{Path(source).expanduser().resolve()}{colon}{attribute}" if source.endswith(".py") else name
+    convention, target = split_convention(name)
+    source, colon, attribute = target.rpartition(":")
+    if not source.endswith(".py"):
+        return name
+    return f"{convention}{':' * bool(convention)}{Path(source).expanduser().resolve()}{colon}{attribute}"
 
 
 def nearest(word: str, names: Iterable[str]) -> str:
@@ -206,9 +248,11 @@ def _load_module(label: str, source: str) -> ModuleType:
                 f"{label}: no module named {error.name!r} on the Python path; install it, run from the folder "
                 "that holds it, or write path/file.py:fn"
             ) from error
-        raise RewardLoadError(f"{label}: importing {source} failed: {error}") from error
+        raise RewardLoadError(f"{label}: importing {source} failed{_last_line(error)}: {error}") from error
     except Exception as error:
-        raise RewardLoadError(f"{label}: importing {source} failed: {type(error).__name__}: {error}") from error
+        raise RewardLoadError(
+            f"{label}: importing {source} failed{_last_line(error)}: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _load_file(label: str, path: Path) -> ModuleType:
@@ -246,6 +290,16 @@ def _load_file(label: str, path: Path) -> ModuleType:
 def _line_in(error: BaseException, path: Path) -> str:
     lines = [tb.tb_lineno for tb in _tracebacks(error) if tb.tb_frame.f_code.co_filename == str(path)]
     return f", line {lines[-1]}" if lines else ""
+
+
+def _last_line(error: BaseException) -> str:
+    """Where an import failed: the innermost line that is not the import system's own."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f" at {error.filename}:{error.lineno}"
+    frames = [(tb.tb_frame.f_code.co_filename, tb.tb_lineno) for tb in _tracebacks(error)]
+    own = (importlib.__file__, __file__)
+    lines = [f" at {file}:{line}" for file, line in frames if not file.startswith("<frozen") and file not in own]
+    return lines[-1] if lines else ""
 
 
 def _tracebacks(error: BaseException) -> Iterable[Any]:
