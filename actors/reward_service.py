@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 
 from actors.fleet import Fleet, FleetActor, Ok
-from rewards.base import ERROR, TIMEOUT, Verdict, absolute, labels, resolve
+from rewards.base import ERROR, TIMEOUT, Verdict, absolute, resolve
+from rewards.composition import Part
 from rewards.runner import RewardPool
 from rlplatform.config import RewardConfig
 from rlplatform.roles import RunStopped
@@ -53,21 +54,19 @@ class RewardWorker(FleetActor):
     """One actor around a ``RewardPool``.
 
     Args:
-        functions: name -> weight.
-        targets: name -> what ``rewards.base.resolve`` takes in this process.
+        parts: what grades; files are named by their absolute path.
         sys_path: the driver's import path; a user's package is found here as it was there.
     """
 
     def __init__(
         self,
-        functions: Mapping[str, float],
-        targets: Mapping[str, str],
+        parts: Mapping[str, Part],
         num_processes: int,
         timeout_s: float,
         sys_path: Sequence[str],
     ) -> None:
         sys.path.extend(entry for entry in sys_path if entry not in sys.path)
-        self._pool = RewardPool(functions, num_processes, timeout_s, targets=targets)
+        self._pool = RewardPool(parts, num_processes, timeout_s)
 
     def score(self, group: RolloutGroup, step: int) -> GroupScore:
         """Grade every rollout of a group, in order."""
@@ -81,6 +80,7 @@ class RewardWorker(FleetActor):
             columns=columns,
             completion_ids=[rollout.token_ids.tolist() for rollout in group.rollouts],
             trainer_state={"global_step": step},
+            groups=[0] * num_rows,
         )
         verdicts = tuple(
             replace(verdict, detail=_with_extras(verdict.detail, {c: v[row] for c, v in scored.extras.items()}))
@@ -135,12 +135,10 @@ class RewardService:
     """
 
     def __init__(self, config: RewardConfig) -> None:
-        names = labels(config.functions)
-        functions = {short: float(config.functions[name]) for short, name in names.items()}
-        targets = {short: absolute(name) for short, name in names.items()}
-        self._resolved = {name: resolve(target) for name, target in targets.items()}
+        parts = {name: replace(part, function=absolute(part.function)) for name, part in config.parts.items()}
+        self._resolved = {name: resolve(part.function) for name, part in parts.items()}
         self._max_error_rate = config.max_error_rate
-        arguments = (functions, targets, config.processes_per_worker, config.timeout_s, list(sys.path))
+        arguments = (parts, config.processes_per_worker, config.timeout_s, list(sys.path))
         self._fleet: Fleet[RewardWorker] = Fleet(
             RewardWorker,
             "reward",

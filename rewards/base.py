@@ -208,22 +208,6 @@ def load_function(target: str, label: str) -> Callable[..., Any]:
     return value
 
 
-def labels(names: Iterable[str]) -> dict[str, str]:
-    """Short name -> name as configured: ``my/reward.py:brevity`` is ``brevity`` in parts, metrics and tables.
-
-    Raises RewardLoadError when two functions would share a short name.
-    """
-    found: dict[str, str] = {}
-    for name in names:
-        short = name.rpartition(":")[2]
-        if short in found:
-            raise RewardLoadError(
-                f"rewards {found[short]!r} and {name!r} are both called {short!r} in metrics: rename one"
-            )
-        found[short] = name
-    return found
-
-
 def absolute(name: str) -> str:
     """The same name, with a file's path made absolute: processes with another working directory find it too."""
     convention, target = split_convention(name)
@@ -316,6 +300,7 @@ class Signature:
     names: frozenset[str]  # parameters it names
     required: frozenset[str]  # those without a default
     takes_all: bool  # it has **kwargs
+    settings: frozenset[str] = frozenset()  # what a config's args may give: keyword-only ones, else those with defaults
 
     def accepts(self, name: str) -> bool:
         return self.takes_all or name in self.names
@@ -338,10 +323,13 @@ def signature_of(fn: RewardFn, name: str = "") -> Signature:
                 f"reward {name!r}: parameter {parameter.name!r} is positional-only; arguments are passed by keyword"
             )
     keywords = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    own = [p for p in keywords if p.name not in SUPPLIED]
+    keyword_only = [p.name for p in own if p.kind is p.KEYWORD_ONLY]
     signature = Signature(
         names=frozenset(p.name for p in keywords),
         required=frozenset(p.name for p in keywords if p.default is p.empty),
         takes_all=any(p.kind is p.VAR_KEYWORD for p in parameters),
+        settings=frozenset(keyword_only or [p.name for p in own if p.default is not p.empty]),
     )
     if not signature.accepts("completions"):
         raise RewardLoadError(
@@ -387,36 +375,3 @@ def _to_verdict(name: str, row: int, value: Any) -> Verdict:
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
-
-
-_SEVERITY = (ERROR, TIMEOUT, UNPARSEABLE)
-
-
-def compose(parts: Mapping[str, Verdict], weights: Mapping[str, float]) -> Verdict:
-    """The weighted sum of one row's verdicts, one a function.
-
-    - A part with status ``error``, ``timeout`` or ``unparseable`` gives the whole its status (in that order of
-      precedence): a sum without it would be another reward, so the rollout is left out.
-    - A ``not_applicable`` part does not count for this row, as ``None`` does in TRL; when no part applies, the row is
-      ``not_applicable``.
-    - ``parts`` of the result holds every score before weights; parts that a function returned itself are kept under
-      ``function/part``.
-    """
-    scores: dict[str, float] = {}
-    total = 0.0
-    for name, part in parts.items():
-        if part.ok:
-            scores[name] = float(part.score)
-            scores.update({f"{name}/{key}": float(value) for key, value in part.parts.items()})
-            total += weights[name] * part.score
-    status = next((s for s in _SEVERITY if any(part.status == s for part in parts.values())), OK)
-    if status == OK and not any(part.ok for part in parts.values()):
-        status = NOT_APPLICABLE
-    details = [(name, part.detail) for name, part in parts.items() if part.detail]
-    return Verdict(
-        score=total if status == OK else 0.0,
-        status=status,
-        parts=scores,
-        detail="\n".join(text if len(parts) == 1 else f"{name}: {text}" for name, text in details),
-        seconds=sum(part.seconds for part in parts.values()),
-    )

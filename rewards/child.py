@@ -100,7 +100,7 @@ class _Worker:
             yield self._call(job, slice(row, row + 1))
 
     def _call(self, job: Mapping[str, Any], rows: slice) -> dict[str, Any]:
-        """Grade ``rows`` of a job in one call. Failures of more than one row ask the parent to split them."""
+        """Grade ``rows`` of a job in one call. A batch that fails asks the parent to split it; a group fails as one."""
         name = job["function"]
         fn, signature = self._loaded[name]
         logs = _Logs(name, len(job["completions"][rows]))
@@ -127,9 +127,9 @@ class _Worker:
         seconds = time.perf_counter() - started
         if failure is not None:
             status, detail, text = failure
-            if logs.num_rows > 1:
+            if logs.num_rows > 1 and not job["whole"]:
                 return {"split": status, "detail": detail, "traceback": text, "seconds": seconds}
-            verdicts, logs.traceback = [Verdict(0.0, status, detail=detail)], text
+            verdicts, logs.traceback = [Verdict(0.0, status, detail=detail)] * logs.num_rows, text
         logs.traceback = logs.traceback or next((v.detail for v in verdicts if v.status == ERROR), "")
         return {
             "verdicts": [_pack(verdict, seconds / logs.num_rows) for verdict in verdicts],
@@ -166,7 +166,7 @@ class _Logs:
 
 def _keywords(name: str, job: Mapping[str, Any], rows: slice, signature: Signature, logs: _Logs) -> dict[str, Any]:
     columns = {key: values[rows] for key, values in job["columns"].items()}
-    missing = signature.missing(columns)
+    missing = signature.missing([*columns, *job["args"]])
     if missing:
         raise RewardContractError(
             f"reward {name!r} needs the column{'s' * (len(missing) > 1)} {', '.join(missing)}; "
@@ -181,7 +181,8 @@ def _keywords(name: str, job: Mapping[str, Any], rows: slice, signature: Signatu
         "log_extra": logs.log_extra,
         "log_metric": logs.log_metric,
     }
-    return {key: value for key, value in (columns | supplied).items() if signature.accepts(key)}
+    given = {key: value for key, value in (columns | supplied).items() if signature.accepts(key)}
+    return given | dict(job["args"])
 
 
 def _pack(verdict: Verdict, seconds: float) -> list[Any]:

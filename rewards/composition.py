@@ -14,7 +14,7 @@ trained on. What the reward counts is decided here, in one pure function, ``comp
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -25,12 +25,35 @@ from rewards.base import (
     SUPPLIED,
     TIMEOUT,
     UNPARSEABLE,
+    RewardFn,
     RewardLoadError,
+    Signature,
     Verdict,
     nearest,
+    signature_of,
 )
 
 _SEVERITY = (ERROR, TIMEOUT, UNPARSEABLE)
+# Built-in functions whose worst and best score are 0 and 1. Of any other function nobody knows.
+FROM_0_TO_1 = frozenset(
+    {
+        "math",
+        "format",
+        "exact",
+        "multiple_choice",
+        "f1",
+        "rouge_l",
+        "length",
+        "repetition",
+        "grounded_qa",
+        "language",
+        "tool_calls",
+        "code",
+        "code_all",
+        "instruction",
+        "json_schema",
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -63,22 +86,32 @@ class Part:
             if not 0 <= getattr(self, name) < math.inf:
                 raise RewardLoadError(f"{where}.{name}: expected >= 0, got {getattr(self, name)}")
 
-    def applies(self, columns: Mapping[str, Any]) -> bool:
-        """Does it grade a row with these columns? Raises RewardLoadError when a column of ``when`` is absent."""
-        absent = sorted(set(self.when) - set(columns))
+    def applies(self, row: Mapping[str, Any]) -> bool:
+        """Does it grade a row with these columns? They hold every column of ``when``."""
+        return all(row[column] in values for column, values in self.when.items())
+
+    def check_columns(self, columns: Iterable[str]) -> None:
+        """Raises RewardLoadError when a column of ``when`` is absent, or one has the name of a setting in ``args``."""
+        columns = set(columns)
+        absent = sorted(set(self.when) - columns)
         if absent:
             raise RewardLoadError(
                 f"reward.functions.{self.name}.when: the rows have no column {', '.join(absent)}; they have "
                 f"{', '.join(sorted(columns)) or 'none'}"
             )
-        return all(columns[column] in values for column, values in self.when.items())
+        twice = sorted(columns & set(self.args))
+        if twice:
+            raise RewardLoadError(
+                f"reward.functions.{self.name}.args: {', '.join(twice)} is a column of the rows too, and the function "
+                "cannot have both; rename the column (data.columns), or leave the setting out"
+            )
 
 
 _KEYS = tuple(f.name for f in fields(Part) if f.name != "name")
 
 
 def read_parts(functions: Mapping[str, Any]) -> dict[str, Part]:
-    """The parts of a composition, by name. A value is a weight or a mapping of ``Part``'s fields.
+    """The parts of a composition, by name. A value is a weight, a mapping of ``Part``'s fields, or a Part.
 
     A key without ``function`` in its mapping is itself what ``resolve`` takes, and the name is what follows its last
     colon: ``my.py:brevity`` is called ``brevity``. With ``function`` the key is the name: so one function can take part
@@ -89,11 +122,10 @@ def read_parts(functions: Mapping[str, Any]) -> dict[str, Part]:
             name, or a gate that is no other part, or that waits for itself.
     """
     if not functions:
-        raise RewardLoadError("reward.functions: expected at least one, e.g. {math: 1.0}")
+        raise RewardLoadError("reward.functions: expected at least one reward function, e.g. {math: 1.0}")
     parts: dict[str, Part] = {}
     for key, value in functions.items():
-        settings = dict(value) if isinstance(value, Mapping) else {"weight": value}
-        part = _read(str(key), settings)
+        part = value if isinstance(value, Part) else _read(str(key), value)
         if part.name in parts:
             raise RewardLoadError(
                 f"rewards {parts[part.name].function!r} and {part.function!r} are both called {part.name!r} in "
@@ -111,77 +143,142 @@ def read_parts(functions: Mapping[str, Any]) -> dict[str, Part]:
     return parts
 
 
-def _read(key: str, settings: dict[str, Any]) -> Part:
+def _read(key: str, value: Any) -> Part:
     where = f"reward.functions.{key}"
+    settings = dict(value) if isinstance(value, Mapping) else {"weight": value}
     for name in settings:
         if name not in _KEYS:
             raise RewardLoadError(
-                f"{where}: expected a weight or {', '.join(_KEYS)}; got {name!r}{nearest(name, _KEYS)}"
+                f"{where}: expected a weight or {', '.join(_KEYS)}; got {name!r}{nearest(str(name), _KEYS)}"
             )
     function = settings.pop("function", None)
-    name = key if function else key.rpartition(":")[2]
-    needs = settings.pop("needs", {})
-    if isinstance(needs, str):
-        needs = [needs]
-    if not isinstance(needs, Mapping):
-        needs = dict.fromkeys(needs, 1.0)
-    when = settings.pop("when", {})
-    if not isinstance(when, Mapping):
-        raise RewardLoadError(f"{where}.when: expected {{column: value or [values]}}, got {when!r}")
-    clip = settings.pop("clip", None)
-    if clip is not None and (isinstance(clip, str) or not isinstance(clip, Sequence) or len(clip) != 2):
-        raise RewardLoadError(f"{where}.clip: expected [low, high], got {clip!r}")
-    args = settings.pop("args", {})
-    if not isinstance(args, Mapping):
-        raise RewardLoadError(f"{where}.args: expected {{setting: value}}, got {args!r}")
-    try:
-        return Part(
-            name=name,
-            function=str(function or key),
-            args=dict(args),
-            needs={str(gate): float(least) for gate, least in needs.items()},
-            when={str(c): tuple(v) if isinstance(v, (list, tuple)) else (v,) for c, v in when.items()},
-            clip=None if clip is None else (float(clip[0]), float(clip[1])),
-            **{k: int(v) if k in ("workers", "concurrency") else float(v) for k, v in settings.items()},
+    if function is not None and not isinstance(function, str):
+        raise RewardLoadError(f"{where}.function: expected the name of a function, got {function!r}")
+    kinds = {"args": "setting: value", "when": "column: value or [values]"}
+    mappings = {name: settings.pop(name, {}) for name in kinds}
+    for name, inside in mappings.items():
+        if not isinstance(inside, Mapping):
+            raise RewardLoadError(f"{where}.{name}: expected {{{kinds[name]}}}, got {inside!r}")
+    return Part(
+        name=key if function else key.rpartition(":")[2],
+        function=function or key,
+        args=dict(mappings["args"]),
+        when={str(c): tuple(v) if isinstance(v, (list, tuple)) else (v,) for c, v in mappings["when"].items()},
+        needs=_needs(where, settings.pop("needs", {})),
+        clip=_clip(where, settings.pop("clip", None)),
+        workers=int(_number(f"{where}.workers", settings.pop("workers", 0), whole=True)),
+        concurrency=int(_number(f"{where}.concurrency", settings.pop("concurrency", 0), whole=True)),
+        **{name: _number(f"{where}.{name}", number) for name, number in settings.items()},
+    )
+
+
+def _number(where: str, value: Any, *, whole: bool = False) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or (whole and not float(value).is_integer()):
+        raise RewardLoadError(f"{where}: expected a {'whole ' * whole}number, got {value!r}")
+    return float(value)
+
+
+def _needs(where: str, value: Any) -> dict[str, float]:
+    gates = [value] if isinstance(value, str) else value
+    if isinstance(gates, Mapping):
+        return {str(gate): _number(f"{where}.needs.{gate}", least) for gate, least in gates.items()}
+    if not isinstance(gates, (list, tuple)):
+        raise RewardLoadError(f"{where}.needs: expected a part, [parts] or {{part: least score}}, got {value!r}")
+    return dict.fromkeys(map(str, gates), 1.0)
+
+
+def _clip(where: str, value: Any) -> tuple[float, float] | None:
+    if value is None:
+        return None
+    if not isinstance(value, (list, tuple)) or len(value) != 2:
+        raise RewardLoadError(f"{where}.clip: expected [low, high], got {value!r}")
+    low, high = (_number(f"{where}.clip", bound) for bound in value)
+    return low, high
+
+
+def check_part(part: Part, fn: RewardFn) -> Signature:
+    """Does the function take what the part says of it? Returns its signature.
+
+    Raises:
+        RewardLoadError: a setting that it does not have (the nearest one is named), limits for a function that is not
+            ``rowwise``, or a function that says it is both ``rowwise`` and ``groupwise``.
+    """
+    where, signature = f"reward.functions.{part.name}", signature_of(fn, part.function)
+    for name in part.args:
+        if name not in signature.settings and (signature.names or not signature.takes_all):
+            known = sorted(signature.settings)
+            raise RewardLoadError(
+                f"{where}.args: {part.function} has the settings {', '.join(known) or '(none)'}; got {name!r}"
+                f"{nearest(name, known)}. Settings are keyword-only parameters, or where there are none those with a "
+                "default"
+            )
+    rowwise, groupwise = getattr(fn, "rowwise", False), getattr(fn, "groupwise", False)
+    if rowwise and groupwise:
+        raise RewardLoadError(f"{where}: {part.function} is marked both rowwise and groupwise; remove one mark")
+    limits = [name for name in ("concurrency", "per_second") if getattr(part, name)]
+    if limits and not rowwise:
+        raise RewardLoadError(
+            f"{where}.{limits[0]}: a limit counts rows, and {part.function} takes whole "
+            f"{'groups' if groupwise else 'batches'}; mark it @rowwise (rewards.base) if it grades each row by itself, "
+            f"or leave {' and '.join(limits)} out"
         )
-    except (TypeError, ValueError) as error:
-        if isinstance(error, RewardLoadError):
-            raise
-        raise RewardLoadError(f"{where}: expected numbers, got {settings}: {error}") from error
+    return signature
+
+
+def score_range(parts: Mapping[str, Part]) -> tuple[float, float] | None:
+    """The rewards of a row that is all wrong and of one that is all right, or None where nobody can tell.
+
+    Known where every function scores from 0 to 1, no weight is negative, every row is graded by every part, no clip
+    cuts and a gate can be passed. (Gates move neither end: all 0 stays 0, and all 1 passes them.) A function that does
+    not apply to a row lowers the best reward there: such a row is then not counted as all right.
+    """
+    known = all(
+        part.function in FROM_0_TO_1
+        and part.weight >= 0
+        and not part.when
+        and (part.clip is None or (part.clip[0] <= 0 and part.clip[1] >= 1))
+        and all(least <= 1 for least in part.needs.values())
+        for part in parts.values()
+    )
+    return (0.0, math.fsum(part.weight for part in parts.values())) if known else None
 
 
 def compose(verdicts: Mapping[str, Verdict], parts: Mapping[str, Part]) -> Verdict:
     """One row's reward from the verdicts of the parts that apply to it: the weighted sum of the clipped scores.
 
-    - A verdict ``error``, ``timeout`` or ``unparseable`` gives the whole its status (in that order of precedence): a sum
-      without it would be another reward, so the rollout is left out.
-    - A ``not_applicable`` verdict does not count for this row, as ``None`` does in TRL; when no part applies, the row is
-      ``not_applicable``.
+    - A verdict ``error``, ``timeout`` or ``unparseable`` gives the whole its status (in that order of precedence): a
+      sum without it would be another reward, so the rollout is left out.
+    - A ``not_applicable`` verdict does not count for this row, as ``None`` does in TRL; when no part applies, the row
+      is ``not_applicable``.
     - A part whose gate scored less than the part needs counts 0; a gate that does not apply to the row holds nothing
       back. Gates look at raw scores.
     - ``parts`` of the result holds every raw score; parts that a function returned itself are kept under
       ``function/part``.
     """
     scores: dict[str, float] = {}
-    details: list[tuple[str, str]] = []
-    total = 0.0
-    for name, verdict in verdicts.items():
-        held = _held_back(parts[name], verdicts) if verdict.ok else ""
+    details: list[str] = []
+    terms: list[float] = []
+    for name, part in parts.items():
+        if name not in verdicts:
+            continue
+        verdict = verdicts[name]
+        held = _held_back(part, verdicts) if verdict.ok else ""
         if verdict.detail or held:
-            details.append((name, "; ".join(text for text in (held, verdict.detail) if text)))
+            text = "; ".join(text for text in (held, verdict.detail) if text)
+            details.append(text if len(parts) == 1 else f"{name}: {text}")
         if verdict.ok:
             scores[name] = float(verdict.score)
             scores.update({f"{name}/{key}": float(value) for key, value in verdict.parts.items()})
-            total += 0.0 if held else parts[name].weight * _clipped(verdict.score, parts[name].clip)
+            terms.append(0.0 if held else part.weight * _clipped(verdict.score, part.clip))
     status = next((s for s in _SEVERITY if any(verdict.status == s for verdict in verdicts.values())), OK)
     if status == OK and not any(verdict.ok for verdict in verdicts.values()):
         status = NOT_APPLICABLE
     return Verdict(
-        score=total if status == OK else 0.0,
+        score=math.fsum(terms) if status == OK else 0.0,  # exact, so that the order of parts does not matter
         status=status,
         parts=scores,
-        detail="\n".join(text if len(parts) == 1 else f"{name}: {text}" for name, text in details),
-        seconds=sum(verdict.seconds for verdict in verdicts.values()),
+        detail="\n".join(details),
+        seconds=math.fsum(verdict.seconds for verdict in verdicts.values()),
     )
 
 

@@ -3,8 +3,10 @@
     rows ─► tasks ─► workers (num_processes, warm)             a row that is slow keeps its process and its place in
       │       a batch function: one task, all rows             the pool is taken by a fresh fork; it ends at timeout_s:
       │       a rowwise one:    chunks of rows                 soft signal, then SIGKILL
-      └◄─ verdicts, row by row or a batch at once
+      │       a groupwise one:  one task a group
+      └◄─ verdicts, row by row, or a batch or group at once
           a batch that raises, dies or runs out of time ─► the same rows, row by row
+          a group that does                             ─► all its rows have that status
 
 One bad row has one bad status, and costs the others ``SLOW_ROW_S`` instead of its whole deadline.
 """
@@ -16,10 +18,11 @@ import selectors
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rewards.base import ERROR, TIMEOUT, Verdict
+from rewards.limits import RowLimit
 from rewards.processes import ForkServerDied, Worker, WorkerPool
 
 SLOW_ROW_S = 0.3  # computed or slept so long, a row no longer holds up the rows behind it
@@ -30,6 +33,18 @@ MAX_CHUNK = 32  # rows a task of a rowwise function
 MAX_INNOCENT_DEATHS = 3  # times a task is sent again because its worker was lost through no fault of a row
 
 
+@dataclass(frozen=True)
+class Plan:
+    """How one function grades the rows of a call."""
+
+    rows: Sequence[int]  # those it is asked about
+    timeout_s: float  # for a row, a whole batch or a group
+    by_row: bool = False  # from the start, in chunks that are spread over the workers
+    groups: Sequence[Sequence[int]] | None = None  # the same rows, group by group, for a function that takes groups
+    args: Mapping[str, Any] = field(default_factory=dict)  # its settings
+    limit: RowLimit | None = None  # shared by all calls of the pool
+
+
 @dataclass
 class _Task:
     """Rows of one function, for one worker."""
@@ -37,6 +52,7 @@ class _Task:
     function: str
     rows: list[int]
     by_row: bool
+    whole: bool = False  # a group: never split
     innocent_deaths: int = 0
 
 
@@ -54,27 +70,30 @@ class _Running:
 
 
 class GradingCall:
-    """Grade ``inputs`` with every function; ``run`` fills the fields below.
+    """Grade ``inputs`` as planned; ``run`` fills the fields below.
 
     Args:
         workers: where workers are borrowed; all are back, or replaced, when ``run`` ends.
-        rowwise: function -> is it called row by row from the start?
+        plans: name of a function -> which rows, and how.
         inputs: prompts, completions, completion_ids: ``[n]`` each, or None; columns: name -> ``[n]``; trainer_state.
-        timeout_s: seconds a row, or a whole batch, may take.
     """
 
-    def __init__(
-        self, workers: WorkerPool, rowwise: Mapping[str, bool], inputs: Mapping[str, Any], timeout_s: float
-    ) -> None:
+    def __init__(self, workers: WorkerPool, plans: Mapping[str, Plan], inputs: Mapping[str, Any]) -> None:
         self._workers = workers
+        self._plans = plans
         self._inputs = inputs
-        self._timeout_s = timeout_s
         self._num_rows = len(inputs["completions"])
         self._running: dict[Worker, _Running] = {}
         self._pending: deque[_Task] = deque()
-        for function, by_row in rowwise.items():
-            self._pending.extend(self._tasks(function, list(range(self._num_rows)), by_row))
-        self._verdicts: dict[str, list[Verdict | None]] = {name: [None] * self._num_rows for name in rowwise}
+        self._limited_until = 0.0  # when the first task that a limit holds back may start
+        for function, plan in plans.items():
+            if plan.groups is not None:
+                self._pending.extend(_Task(function, list(group), False, whole=True) for group in plan.groups if group)
+            else:
+                self._pending.extend(self._tasks(function, list(plan.rows), plan.by_row))
+        self.verdicts: dict[str, list[Verdict | None]] = {
+            name: [None] * self._num_rows for name in plans
+        }  # None: not asked
         self._num_graded = 0
         self._row_seconds = 0.0  # wall-clock time of the graded rows
         self.extras: dict[str, list[Any]] = {}  # column -> [n]; None where no function logged anything
@@ -84,15 +103,17 @@ class GradingCall:
     def _tasks(self, function: str, rows: list[int], by_row: bool) -> list[_Task]:
         if not rows:
             return []
-        # Several chunks a process, so that a process with slow rows takes fewer of them.
-        size = max(1, min(MAX_CHUNK, -(-len(rows) // (4 * self._workers.num_processes)))) if by_row else len(rows)
+        size = len(rows)
+        if self._plans[function].limit is not None:
+            size = 1
+        elif by_row:  # several chunks a process, so that a process with slow rows takes fewer of them
+            size = max(1, min(MAX_CHUNK, -(-len(rows) // (4 * self._workers.num_processes))))
         return [_Task(function, rows[i : i + size], by_row) for i in range(0, len(rows), size)]
 
     def run(self) -> None:
         try:
             while self._pending or self._running:
-                while self._pending and (worker := self._workers.check_out(wait=not self._running)) is not None:
-                    self._start(worker, self._pending.popleft())
+                self._start_tasks()
                 self._collect()
                 for running in list(self._running.values()):
                     self._keep_time(running)
@@ -100,20 +121,49 @@ class GradingCall:
             for running in list(self._running.values()):
                 self._retire(running)
 
-    def parts(self, row: int) -> dict[str, Verdict]:
-        """Function -> its verdict on a row."""
-        parts = {name: of_function[row] for name, of_function in self._verdicts.items()}
-        missing = [name for name, verdict in parts.items() if verdict is None]
-        if missing:
-            raise RuntimeError(
-                f"row {row} came back without a verdict of {missing}; this is a bug in rewards/grading.py"
-            )
-        return {name: verdict for name, verdict in parts.items() if verdict is not None}
+    def check_complete(self) -> None:
+        """Raises RuntimeError when a row that a function was asked about has no verdict."""
+        for name, plan in self._plans.items():
+            missing = [row for row in plan.rows if self.verdicts[name][row] is None]
+            if missing:
+                raise RuntimeError(f"{name}: rows {missing} came back without a verdict; a bug in rewards/grading.py")
 
     # --- work out, verdicts in ----------------------------------------------------------------------------------
 
+    def _start_tasks(self) -> None:
+        """Give tasks to idle workers, in order, but for those that a limit holds back."""
+        waiting: list[_Task] = []
+        full: set[str] = set()
+        self._limited_until = 0.0
+        while self._pending:
+            task = self._pending.popleft()
+            limit = self._plans[task.function].limit
+            if limit is not None and (task.function in full or (delay_s := limit.delay_s()) > 0):
+                if task.function not in full:
+                    until = time.monotonic() + delay_s
+                    self._limited_until = min(self._limited_until or until, until)
+                full.add(task.function)
+                waiting.append(task)
+                continue
+            worker = self._workers.check_out(wait=not self._running)
+            if worker is None:
+                waiting.append(task)
+                break
+            if limit is None or limit.take():
+                self._start(worker, task)
+            else:  # another thread was faster
+                self._workers.check_in(worker)
+                waiting.append(task)
+        self._pending.extendleft(reversed(waiting))
+
     def _start(self, worker: Worker, task: _Task) -> None:
-        job: dict[str, Any] = {"function": task.function, "by_row": task.by_row, "rows": task.rows}
+        job: dict[str, Any] = {
+            "function": task.function,
+            "by_row": task.by_row,
+            "whole": task.whole,
+            "rows": task.rows,
+            "args": self._plans[task.function].args,
+        }
         for name, values in self._inputs.items():
             if name == "columns":
                 job[name] = {column: [v[row] for row in task.rows] for column, v in values.items()}
@@ -134,11 +184,12 @@ class GradingCall:
 
     def _collect(self) -> None:
         """Wait for the next message or deadline, and take what has arrived."""
-        if not self._running:
-            return
-        wait_s = min(self._next_event(running) for running in self._running.values()) - time.monotonic()
+        now = time.monotonic()
+        wait_s = min((self._next_event(running) for running in self._running.values()), default=now + 1.0) - now
         if self._pending:
-            wait_s = min(wait_s, 0.05)  # a worker may come free in another thread
+            wait_s = min(wait_s, 0.05)  # a worker, or a place under a limit, may come free in another thread
+        if self._limited_until:
+            wait_s = min(wait_s, self._limited_until - now)
         with selectors.DefaultSelector() as selector:
             for worker in self._running:
                 selector.register(worker.channel, selectors.EVENT_READ, worker)
@@ -191,7 +242,7 @@ class GradingCall:
 
     def _put(self, task: _Task, rows: Sequence[int], verdict: Verdict) -> None:
         for row in rows:
-            self._verdicts[task.function][row] = verdict
+            self.verdicts[task.function][row] = verdict
 
     def _note(self, function: str, text: str) -> None:
         self.tracebacks.setdefault(function, text)
@@ -201,14 +252,17 @@ class GradingCall:
     def _restart_clock(self, running: _Running, cpu_s: float) -> None:
         running.since = time.monotonic()
         running.cpu_s = running.worker.cpu_s = cpu_s
-        running.check_at = running.since + min(SLOW_ROW_S, self._timeout_s)
+        running.check_at = running.since + min(SLOW_ROW_S, self._timeout_s(running))
+
+    def _timeout_s(self, running: _Running) -> float:
+        return self._plans[running.task.function].timeout_s
 
     def _next_event(self, running: _Running) -> float:
         if not running.worker.ready:
             return running.since + self._workers.start_timeout_s
         if running.soft_stopped:
-            return running.since + self._timeout_s + SOFT_GRACE_S
-        deadline = running.since + self._timeout_s
+            return running.since + self._timeout_s(running) + SOFT_GRACE_S
+        deadline = running.since + self._timeout_s(running)
         return min(deadline, running.check_at) if self._may_detach(running) else deadline
 
     def _may_detach(self, running: _Running) -> bool:
@@ -216,16 +270,16 @@ class GradingCall:
         return bool(running.task.by_row and not running.detached and others and self._workers.can_add_spare)
 
     def _keep_time(self, running: _Running) -> None:
-        elapsed = time.monotonic() - running.since
+        elapsed, timeout_s = time.monotonic() - running.since, self._timeout_s(running)
         if not running.worker.ready:
             if elapsed >= self._workers.start_timeout_s:
                 detail = f"importing the reward functions took more than {self._workers.start_timeout_s:g} s"
                 self._put(running.task, running.task.rows, Verdict(0.0, TIMEOUT, detail=detail))
                 self._retire(running)
-        elif elapsed >= self._timeout_s + SOFT_GRACE_S:
-            detail = f"past its deadline of {self._timeout_s:g} s; killed in code that takes no signals"
+        elif elapsed >= timeout_s + SOFT_GRACE_S:
+            detail = f"past its deadline of {timeout_s:g} s; killed in code that takes no signals"
             self._fail(running, Verdict(0.0, TIMEOUT, detail=detail, seconds=elapsed))
-        elif elapsed >= self._timeout_s and not running.soft_stopped:
+        elif elapsed >= timeout_s and not running.soft_stopped:
             running.soft_stopped = True
             with contextlib.suppress(ForkServerDied):  # then the worker's channel ends, and that is handled
                 running.worker.soft_stop()
@@ -261,11 +315,17 @@ class GradingCall:
         if running.soft_stopped or running.detached:
             self._retire(running)
         else:
-            del self._running[running.worker]
+            self._leave(running)
             self._workers.check_in(running.worker)
 
-    def _retire(self, running: _Running) -> None:
+    def _leave(self, running: _Running) -> None:
         del self._running[running.worker]
+        limit = self._plans[running.task.function].limit
+        if limit is not None:
+            limit.give_back()
+
+    def _retire(self, running: _Running) -> None:
+        self._leave(running)
         if running.detached:
             self._workers.end_spare(running.worker)
         else:
@@ -279,16 +339,19 @@ class GradingCall:
         except ForkServerDied:
             how, innocent = "the fork server died", True
         if innocent and task.innocent_deaths < MAX_INNOCENT_DEATHS:
-            self._pending.append(_Task(task.function, task.rows[running.done :], task.by_row, task.innocent_deaths + 1))
+            rest = task.rows[running.done :]
+            self._pending.append(_Task(task.function, rest, task.by_row, task.whole, task.innocent_deaths + 1))
             self._retire(running)
         else:
             self._fail(running, Verdict(0.0, ERROR, detail=f"the reward process died while grading: {how}"))
 
     def _fail(self, running: _Running, verdict: Verdict) -> None:
-        """The process is lost: the row it was at gets ``verdict``; a batch is repeated row by row."""
+        """The process is lost: the row it was at gets ``verdict``, or the whole group; a batch is repeated by rows."""
         task = running.task
         self._note(task.function, verdict.detail)
-        if task.by_row or len(task.rows) == 1:
+        if task.whole:
+            self._put(task, task.rows, replace(verdict, seconds=verdict.seconds / len(task.rows)))
+        elif task.by_row or len(task.rows) == 1:
             self._put(task, [task.rows[running.done]], verdict)
             self._requeue(running, first=running.done + 1)
         else:

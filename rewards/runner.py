@@ -11,9 +11,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rewards.base import SUPPLIED, RewardLoadError, Verdict, absolute, compose, resolve
-from rewards.grading import GradingCall
+from rewards.base import SUPPLIED, RewardLoadError, Verdict, absolute, resolve
+from rewards.composition import Part, check_part, compose, read_parts
+from rewards.grading import GradingCall, Plan
+from rewards.limits import RowLimit
 from rewards.processes import WorkerPool
+
+
+@dataclass(frozen=True)
+class Graded:
+    """What functions said of ``n`` rows, each on its own."""
+
+    verdicts: dict[str, list[Verdict | None]]  # part -> [n]; None where the part's `when` leaves the row out
+    extras: dict[str, list[Any]]
+    metrics: dict[str, float]
+    tracebacks: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -27,38 +39,44 @@ class Scored:
 
 
 class RewardPool:
-    """A pool of ``num_processes`` warm workers that score rows with the weighted ``functions``.
+    """A pool of ``num_processes`` warm workers that score rows with a composition of functions.
 
     Args:
-        functions: name -> weight. The name is what ``rewards.base.resolve`` takes, where ``targets`` has no other.
+        functions: name -> weight, a mapping or a Part; see ``rewards.composition.read_parts``.
         num_processes: rows graded at the same time. Up to ``MAX_SPARES`` more processes hold slow rows.
-        timeout_s: seconds a row may take, wall clock. A whole batch has the same deadline, then goes row by row.
-        targets: name -> what ``resolve`` takes, e.g. the absolute path of a file that the name gives relatively.
+        timeout_s: seconds a row may take, wall clock, where a part says nothing else. A whole batch has the same
+            deadline, then goes row by row.
         start_timeout_s: for imports of a worker.
 
-    Raises RewardLoadError when a function cannot be loaded, here or in a worker.
+    Raises RewardLoadError when a function cannot be loaded, here or in a worker, or does not take what it is given.
     """
 
     def __init__(
         self,
-        functions: Mapping[str, float],
+        functions: Mapping[str, float | Mapping[str, Any] | Part],
         num_processes: int = 1,
         timeout_s: float = 10.0,
         *,
-        targets: Mapping[str, str] | None = None,
         start_timeout_s: float = 120.0,
     ) -> None:
-        if not functions:
-            raise RewardLoadError("expected at least one reward function, e.g. {'math': 1.0}")
         if num_processes < 1 or timeout_s <= 0:
             raise ValueError(f"expected num_processes >= 1 and timeout_s > 0, got {num_processes} and {timeout_s}")
-        self.functions = dict(functions)
+        self.parts = read_parts(functions)
         self.num_processes = num_processes
         self.timeout_s = timeout_s
-        self.first_tracebacks: dict[str, str] = {}  # function -> traceback of its first failure
-        resolved = {name: absolute((targets or {}).get(name, name)) for name in functions}
-        self._rowwise = {name: bool(getattr(resolve(target), "rowwise", False)) for name, target in resolved.items()}
-        self._workers = WorkerPool(resolved, num_processes, start_timeout_s)
+        self.first_tracebacks: dict[str, str] = {}  # part -> traceback of its first failure
+        resolved = {name: resolve(part.function) for name, part in self.parts.items()}
+        for name, part in self.parts.items():
+            check_part(part, resolved[name])
+        self._rowwise = {name for name, fn in resolved.items() if getattr(fn, "rowwise", False)}
+        self._groupwise = {name for name, fn in resolved.items() if getattr(fn, "groupwise", False)}
+        self._limits = {
+            name: RowLimit(part.concurrency, part.per_second)
+            for name, part in self.parts.items()
+            if part.concurrency or part.per_second
+        }
+        targets = {name: absolute(part.function) for name, part in self.parts.items()}
+        self._workers = WorkerPool(targets, num_processes, start_timeout_s)
 
     def score(
         self,
@@ -67,13 +85,15 @@ class RewardPool:
         columns: Mapping[str, Sequence[Any]] | None = None,
         completion_ids: Sequence[Sequence[int]] | None = None,
         trainer_state: Mapping[str, Any] | None = None,
+        groups: Sequence[Any] | None = None,
     ) -> list[Verdict]:
-        """One verdict a row: the weighted sum of all functions (see ``rewards.base.compose``).
+        """One verdict a row: what ``rewards.composition.compose`` makes of all parts.
 
         A prompt is a string or a list of messages; the completion of a message prompt is handed to functions as
-        ``[{"role": "assistant", "content": completion}]``. ``columns`` holds a list of ``n`` values a name.
+        ``[{"role": "assistant", "content": completion}]``. ``columns`` holds a list of ``n`` values a name. ``groups``
+        says which rows are completions of one prompt: an id a row; functions marked ``groupwise`` need it.
         """
-        return self.score_detailed(prompts, completions, columns, completion_ids, trainer_state).verdicts
+        return self.score_detailed(prompts, completions, columns, completion_ids, trainer_state, groups).verdicts
 
     def score_detailed(
         self,
@@ -82,11 +102,35 @@ class RewardPool:
         columns: Mapping[str, Sequence[Any]] | None = None,
         completion_ids: Sequence[Sequence[int]] | None = None,
         trainer_state: Mapping[str, Any] | None = None,
+        groups: Sequence[Any] | None = None,
     ) -> Scored:
         """As ``score``, with what the functions logged."""
+        graded = self.grade(prompts, completions, columns, completion_ids, trainer_state, groups)
+        verdicts = []
+        for row in range(len(completions)):
+            of_row = {name: said[row] for name, said in graded.verdicts.items()}
+            verdicts.append(compose({name: v for name, v in of_row.items() if v is not None}, self.parts))
+        return Scored(verdicts, graded.extras, graded.metrics, graded.tracebacks)
+
+    def grade(
+        self,
+        prompts: Sequence[Any],
+        completions: Sequence[Any],
+        columns: Mapping[str, Sequence[Any]] | None = None,
+        completion_ids: Sequence[Sequence[int]] | None = None,
+        trainer_state: Mapping[str, Any] | None = None,
+        groups: Sequence[Any] | None = None,
+        names: Sequence[str] = (),
+    ) -> Graded:
+        """What the parts ``names`` (where empty, all) say of the rows, before composition.
+
+        Raises:
+            RewardLoadError: the rows lack what a part needs to be called at all (a column of its ``when``, groups), or
+                a column bears the name of a setting that is given.
+        """
         num_rows = len(completions)
         columns = dict(columns or {})
-        _check_columns(num_rows, prompts, columns, completion_ids)
+        _check_columns(num_rows, prompts, columns, completion_ids, groups)
         if self._workers.closed:
             raise RuntimeError("this RewardPool is closed")
         inputs = {
@@ -96,13 +140,28 @@ class RewardPool:
             "completion_ids": None if completion_ids is None else list(completion_ids),
             "trainer_state": trainer_state,
         }
-        call = GradingCall(self._workers, self._rowwise, inputs, self.timeout_s)
+        plans = {name: self._plan(self.parts[name], inputs, groups) for name in names or self.parts}
+        call = GradingCall(self._workers, plans, inputs)
         call.run()
+        call.check_complete()
         for name, text in call.tracebacks.items():
             self.first_tracebacks.setdefault(name, text)
-        verdicts = [compose(call.parts(row), self.functions) for row in range(num_rows)]
         means = {name: sum(values) / len(values) for name, values in call.metrics.items()}
-        return Scored(verdicts, call.extras, means, call.tracebacks)
+        return Graded(call.verdicts, call.extras, means, call.tracebacks)
+
+    def _plan(self, part: Part, inputs: Mapping[str, Any], groups: Sequence[Any] | None) -> Plan:
+        columns = inputs["columns"]
+        part.check_columns(columns)
+        num_rows = len(inputs["completions"])
+        rows = [row for row in range(num_rows) if part.applies({column: columns[column][row] for column in part.when})]
+        return Plan(
+            rows=rows,
+            timeout_s=part.timeout_s or self.timeout_s,
+            by_row=part.name in self._rowwise,
+            groups=_groups(part, rows, groups) if part.name in self._groupwise else None,
+            args=part.args,
+            limit=self._limits.get(part.name),
+        )
 
     @property
     def num_restarts(self) -> int:
@@ -141,11 +200,35 @@ def _check_columns(
     prompts: Sequence[Any],
     columns: Mapping[str, Sequence[Any]],
     completion_ids: Sequence[Any] | None,
+    groups: Sequence[Any] | None,
 ) -> None:
     for name in SUPPLIED:
         if name in columns:
             raise ValueError(f"column {name!r}: this keyword is supplied by the platform; rename the column")
-    given = {"prompts": prompts, **columns} | ({} if completion_ids is None else {"completion_ids": completion_ids})
+    given = {"prompts": prompts, **columns}
+    given |= {} if completion_ids is None else {"completion_ids": completion_ids}
+    given |= {} if groups is None else {"groups": groups}
     for name, values in given.items():
         if isinstance(values, str) or len(values) != num_rows:
             raise ValueError(f"{name!r}: expected {num_rows} values, one a completion, got {len(values)}")
+
+
+def _groups(part: Part, rows: Sequence[int], groups: Sequence[Any] | None) -> list[list[int]]:
+    """The rows group by group, each group whole."""
+    where = f"reward.functions.{part.name}"
+    if groups is None:
+        raise RewardLoadError(
+            f"{where}: {part.function} compares the completions of one prompt, and nothing says which rows those are: "
+            "give a group id a row (`groups=`; in a file of `rlplatform reward test`, a column `group`)"
+        )
+    asked, found = set(rows), dict[str, list[int]]()
+    for row, group in enumerate(groups):
+        found.setdefault(str(group), []).append(row)
+    for group, members in found.items():
+        num_asked = len(asked.intersection(members))
+        if 0 < num_asked < len(members):
+            raise RewardLoadError(
+                f"{where}.when: expected whole groups, and {num_asked} of the {len(members)} rows of group {group!r} "
+                f"match; {part.function} compares the completions of one prompt"
+            )
+    return [members for members in found.values() if members[0] in asked]

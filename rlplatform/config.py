@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 from model.init import build_config
 from model.long_context import RopeOverride
+from rewards.base import RewardLoadError
+from rewards.composition import Part, read_parts
 from rlplatform.reads import TrackedReads
 
 
@@ -121,9 +123,9 @@ class RolloutConfig(TrackedReads):
 
 @dataclass(frozen=True)
 class RewardConfig(TrackedReads):
-    """Weighted sum of reward functions. Names of the built-in table, `package.module:fn` or `path/file.py:fn`."""
+    """Reward functions and what each counts for; the names are built in, `package.module:fn` or `path/file.py:fn`."""
 
-    functions: dict[str, float] = field(default_factory=dict)  # name -> weight
+    functions: dict[str, Any] = field(default_factory=dict)  # name -> weight, or a mapping: see docs/rewards.md
     num_workers: int = 1  # reward service actors, each with a pool of child processes
     processes_per_worker: int = 1  # child processes a service grades in
     timeout_s: float = 10.0  # per row; a batch gets one deadline, then is repeated row by row
@@ -134,6 +136,17 @@ class RewardConfig(TrackedReads):
     def __post_init__(self) -> None:
         _require(self.timeout_s > 0, f"reward.timeout_s: expected > 0, got {self.timeout_s}")
         _require(self.processes_per_worker >= 1, "reward.processes_per_worker: expected >= 1")
+        _require(self.num_workers >= 1, f"reward.num_workers: expected >= 1, got {self.num_workers}")
+        if self.functions:
+            try:
+                read_parts(self.functions)
+            except RewardLoadError as error:
+                raise ConfigError(str(error)) from error
+
+    @property
+    def parts(self) -> dict[str, Part]:
+        """The functions by their short names, as checked."""
+        return read_parts(self.functions)
 
 
 @dataclass(frozen=True)

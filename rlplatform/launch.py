@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rewards.base import labels, resolve, signature_of
+from rewards.base import RewardLoadError, resolve, signature_of
+from rewards.composition import check_part
 from rlplatform import checkpoint
 from rlplatform.config import ConfigError, DataConfig, EvalConfig, RewardConfig, RLConfig, SamplingConfig
 from rlplatform.configfile import to_dict
@@ -106,34 +107,43 @@ def prompts_of(data: DataConfig, tokenizer: Any, folder: RunFolder, label: str) 
 
 
 def accuracy_metric(reward: RewardConfig, wanted: str) -> str:
-    """The reward part that counts as accuracy; every function is resolved on the way.
+    """The reward part that counts as accuracy; every function is resolved, and its settings checked, on the way.
 
     Raises:
-        RewardLoadError: a function cannot be loaded.
+        RewardLoadError: a function cannot be loaded, or does not take its settings.
         ConfigError: ``wanted`` is not among them.
     """
-    names = labels(reward.functions)
-    for name in names.values():
-        resolve(name)
-    if wanted and wanted not in names:
-        raise ConfigError(f"evaluation metric {wanted!r}: expected one of the reward functions, {sorted(names)}")
-    return wanted or next(iter(names))
+    parts = reward.parts
+    for part in parts.values():
+        check_part(part, resolve(part.function))
+    if wanted and wanted not in parts:
+        raise ConfigError(f"evaluation metric {wanted!r}: expected one of the reward functions, {sorted(parts)}")
+    return wanted or next(iter(parts))
 
 
-def check_columns(reward: RewardConfig, prompt: Prompt) -> None:
-    """Stop before any worker starts when a reward function needs a column that the dataset does not have.
+def check_columns(reward: RewardConfig, prompts: Sequence[Prompt]) -> None:
+    """Stop before any worker starts when a reward function needs a column that a prompt does not have.
 
     Raises:
         ConfigError: names function and column.
     """
-    columns = {*prompt.columns, "prompt_text"}
-    for short, name in labels(reward.functions).items():
-        missing = signature_of(resolve(name), name).missing(columns)
-        if missing:
-            raise ConfigError(
-                f"reward {short!r} needs the columns {missing}, the dataset has {sorted(prompt.columns)}; "
-                "set data.answer=COLUMN or data.columns.NAME=COLUMN"
-            )
+    one_of_each = {
+        frozenset(prompt.columns): prompt for prompt in prompts
+    }  # rows of a file may differ in their columns
+    for part in reward.parts.values():
+        signature = signature_of(resolve(part.function), part.function)
+        for prompt in one_of_each.values():
+            columns = {**prompt.columns, "prompt_text": prompt.text}
+            try:
+                part.check_columns(columns)
+            except RewardLoadError as error:
+                raise ConfigError(f"prompt {prompt.prompt_id}: {error}") from error
+            missing = signature.missing([*columns, *part.args]) if part.applies(columns) else []
+            if missing:
+                raise ConfigError(
+                    f"reward {part.name!r} needs the columns {missing}, and prompt {prompt.prompt_id} has "
+                    f"{sorted(prompt.columns)}; set data.answer=COLUMN or data.columns.NAME=COLUMN"
+                )
 
 
 class ShuffledRewards:
@@ -208,7 +218,7 @@ def run_rl(config: RLConfig) -> Outcome:
     tokenizer = tokenizer_of(config.model.path, trust_remote_code=config.model.trust_remote_code)
     check_servable(config.model.path, config.model, config.max_model_len)
     prompts = prompts_of(config.data, tokenizer, folder, "train")
-    check_columns(config.reward, prompts.prompts[0])
+    check_columns(config.reward, prompts.prompts)
     held_out = prompts_of(config.evaluation.data, tokenizer, folder, "eval") if config.evaluation.data.path else None
     stream = ShuffledPrompts(
         prompts.prompts, seed=config.seed, group_size=config.group_size, shuffle=config.data.shuffle
@@ -325,7 +335,7 @@ def run_eval(config: EvalConfig) -> Outcome:
     tokenizer = tokenizer_of(config.model.path, trust_remote_code=config.model.trust_remote_code)
     check_servable(config.model.path, config.model, config.max_model_len)
     prompts = prompts_of(config.data, tokenizer, folder, "eval")
-    check_columns(config.reward, prompts.prompts[0])
+    check_columns(config.reward, prompts.prompts)
     sampling = sampling_params(config.sampling)
     os.environ["RLPLATFORM_LOG_DIR"] = str(folder.logs.resolve())
     with ray_session(), ExitStack() as stack:

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rewards.base import OK, STATUSES, RewardLoadError, Verdict, labels
+from rewards.base import OK, STATUSES, RewardLoadError, Verdict
 from rewards.runner import RewardPool
 
 BATCH_ROWS = 64  # rows a call of the function, as a training step would hand them over
@@ -42,8 +42,7 @@ def run_reward_test(name_or_path: str, data: Path, out: Path | None, timeout_s: 
     """
     try:
         rows = read_rows(data, limit)
-        names = labels([name_or_path])
-        with RewardPool(dict.fromkeys(names, 1.0), timeout_s=timeout_s, targets=names) as pool:
+        with RewardPool({name_or_path: 1.0}, timeout_s=timeout_s) as pool:
             verdicts, columns = grade_rows(pool, rows)
             tracebacks = dict(pool.first_tracebacks)
         if out is not None:
@@ -99,17 +98,35 @@ def grade_rows(pool: RewardPool, rows: Sequence[Mapping[str, Any]]) -> tuple[lis
     Rows need not have the same columns: where one has none, the function gets None.
     """
     names = sorted({name for row in rows for name in row} - {"prompt", "completion"})
-    verdicts: list[Verdict] = []
+    verdicts: dict[int, Verdict] = {}
     logged: dict[str, list[Any]] = {}
-    for start in range(0, len(rows), BATCH_ROWS):
-        batch = rows[start : start + BATCH_ROWS]
-        columns = {name: [row.get(name) for row in batch] for name in names}
-        prompts = [row.get("prompt", "") for row in batch]
-        scored = pool.score_detailed(prompts, [row["completion"] for row in batch], columns)
-        verdicts += scored.verdicts
+    for numbers in _batches(rows):
+        batch = [rows[number] for number in numbers]
+        scored = pool.score_detailed(
+            [row.get("prompt", "") for row in batch],
+            [row["completion"] for row in batch],
+            {name: [row.get(name) for row in batch] for name in names},
+            groups=[row["group"] for row in batch] if all("group" in row for row in batch) else None,
+        )
+        verdicts |= dict(zip(numbers, scored.verdicts, strict=True))
         for column, values in scored.extras.items():
-            logged.setdefault(column, [None] * len(rows))[start : start + len(batch)] = values
-    return verdicts, logged
+            target = logged.setdefault(column, [None] * len(rows))
+            for number, value in zip(numbers, values, strict=True):
+                target[number] = value
+    return [verdicts[number] for number in range(len(rows))], logged
+
+
+def _batches(rows: Sequence[Mapping[str, Any]]) -> list[list[int]]:
+    """Row numbers a call; rows of one ``group`` go together."""
+    groups: dict[Any, list[int]] = {}
+    for number, row in enumerate(rows):
+        groups.setdefault(("group", str(row["group"])) if "group" in row else number, []).append(number)
+    batches: list[list[int]] = [[]]
+    for numbers in groups.values():
+        if batches[-1] and len(batches[-1]) + len(numbers) > BATCH_ROWS:
+            batches.append([])
+        batches[-1] += numbers
+    return [batch for batch in batches if batch]
 
 
 def write_verdicts(path: Path, rows: Sequence[Mapping[str, Any]], verdicts: Sequence[Verdict]) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from rewards.composition import score_range
 from rlplatform.batching import drop_zero_variance, make_batch
 from rlplatform.config import RLConfig
 from rlplatform.metrics import rollout_metrics
@@ -52,6 +53,7 @@ class Batches:
 
     def __init__(self, config: RLConfig, prompts: PromptStream, generator: Generator, scorer: Scorer) -> None:
         self._config, self._prompts, self._generator, self._scorer = config, prompts, generator, scorer
+        self._score_range = score_range(config.reward.parts)
         self._expected: dict[int, int] = {}  # step -> groups submitted for it
         self._arrived: dict[int, list[ScoredGroup]] = {}  # step -> groups that came back scored
         self._states: dict[int, dict[str, Any]] = {}  # step -> the prompt stream before its prompts were drawn
@@ -73,7 +75,7 @@ class Batches:
             kept, counts = drop_zero_variance(
                 scored,
                 drop=algorithm.drop_zero_variance,
-                score_range=(0.0, sum(config.reward.functions.values())),
+                score_range=self._score_range,
                 **config.shaping,
             )
             missing = config.prompts_per_step - len(kept) if algorithm.dynamic_sampling or not kept else 0

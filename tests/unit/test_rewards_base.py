@@ -16,15 +16,10 @@ from rewards.base import (
     NOT_APPLICABLE,
     OK,
     REWARDS,
-    STATUSES,
-    TIMEOUT,
-    UNPARSEABLE,
     RewardContractError,
     RewardLoadError,
     Verdict,
     absolute,
-    compose,
-    labels,
     resolve,
     signature_of,
     to_verdicts,
@@ -139,12 +134,6 @@ class TestResolve:
         assert result.stdout.strip() == "[]"
 
 
-def test_labels_are_short_and_differ():
-    assert labels(["math", "a/b.py:brevity"]) == {"math": "math", "brevity": "a/b.py:brevity"}
-    with pytest.raises(RewardLoadError, match="both called 'fn'"):
-        labels(["a.py:fn", "b.py:fn"])
-
-
 def test_signature_says_which_columns_are_missing():
     def fn(prompts, completions, answer, level, hint="", *, log_extra):
         return []
@@ -191,40 +180,3 @@ class TestToVerdicts:
         else:
             with pytest.raises(RewardContractError, match=rf"expected {num_rows} scores, one a row, got {len(values)}"):
                 to_verdicts("f", values, num_rows)
-
-
-WEIGHTS = {"a": 1.0, "b": 0.5, "c": -2.0}
-
-
-class TestCompose:
-    def test_weighted_sum_by_hand(self):
-        whole = compose({"a": Verdict(1.0, seconds=0.1), "b": Verdict(3.0), "c": Verdict(0.25)}, WEIGHTS)
-        assert whole.score == pytest.approx(1.0 + 1.5 - 0.5)
-        assert whole.status == OK
-        assert whole.parts == {"a": 1.0, "b": 3.0, "c": 0.25}
-        assert whole.seconds == pytest.approx(0.1)
-
-    def test_a_part_that_does_not_apply_does_not_count(self):
-        whole = compose({"a": Verdict(0.0, NOT_APPLICABLE), "b": Verdict(3.0)}, WEIGHTS)
-        assert (whole.score, whole.status, dict(whole.parts)) == (1.5, OK, {"b": 3.0})
-
-    def test_no_part_applies(self):
-        whole = compose({"a": Verdict(0.0, NOT_APPLICABLE), "b": Verdict(0.0, NOT_APPLICABLE)}, WEIGHTS)
-        assert (whole.score, whole.status) == (0.0, NOT_APPLICABLE)
-
-    @pytest.mark.parametrize("status", [ERROR, TIMEOUT, UNPARSEABLE])
-    def test_a_part_that_is_not_ok_makes_the_whole_not_ok(self, status):
-        whole = compose({"a": Verdict(1.0), "b": Verdict(0.0, status, detail="why")}, WEIGHTS)
-        assert (whole.score, whole.status, dict(whole.parts)) == (0.0, status, {"a": 1.0})
-        assert whole.detail == "b: why"
-
-    def test_own_parts_of_a_function_are_kept(self):
-        whole = compose({"a": Verdict(1.0, parts={"style": 0.5})}, WEIGHTS)
-        assert whole.parts == {"a": 1.0, "a/style": 0.5}
-
-    @given(st.dictionaries(st.sampled_from("abc"), st.sampled_from(STATUSES), min_size=1))
-    def test_ok_exactly_when_every_part_is_ok_or_does_not_apply(self, statuses):
-        parts = {name: Verdict(1.0 if status == OK else 0.0, status) for name, status in statuses.items()}
-        whole = compose(parts, WEIGHTS)
-        assert whole.ok == (set(statuses.values()) <= {OK, NOT_APPLICABLE} and OK in statuses.values())
-        assert whole.ok or whole.score == 0.0

@@ -173,7 +173,7 @@ def test_details_say_where(pool, functions):
     assert "killed" in details[2]
     assert "exit code 3" in details[3]
     assert "SIGSEGV" in details[4]
-    first = made.first_tracebacks[f"{functions}:behave"]
+    first = made.first_tracebacks["behave"]
     assert first.startswith("Traceback")
     assert str(functions) in first
 
@@ -433,5 +433,5 @@ def test_trl_functions_run_unchanged():
         scored = made.score_detailed(prompts, completions, columns)
     assert [v.score for v in scored.verdicts] == [1.5, 0.0, 0.0]
     assert [v.status for v in scored.verdicts] == [OK] * 3
-    assert "trl.rewards:accuracy_reward" not in scored.verdicts[2].parts  # None: no gold to compare with
+    assert "accuracy_reward" not in scored.verdicts[2].parts  # None: no gold to compare with
     assert scored.extras["gold_parsed"][2] == "[unparseable]"
