@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from rewards.adapters import ADAPTERS
-from rewards.base import CONVENTIONS, ERROR, OK, RewardLoadError, absolute, labels, resolve, signature_of
+from rewards.base import CONVENTIONS, ERROR, OK, RewardLoadError, absolute, resolve, signature_of
+from rewards.composition import read_parts
 from rewards.runner import RewardPool
 
 VERL = '''
@@ -30,7 +31,7 @@ def as_dict(data_source, solution_str, ground_truth, extra_info):
 async def slow(data_source, solution_str, ground_truth, extra_info):
     import asyncio
     await asyncio.sleep(0.01)
-    return {"score": float(len(solution_str))}
+    return {"score": float(len(solution_str))} if solution_str != "raise" else 1 / 0
 
 def everything(**kwargs):
     return float(len(kwargs))
@@ -99,16 +100,21 @@ class TestVerl:
         assert resolve(f"verl:{verl_file}:everything")(completions=["x"], answer=["y"])[0].score == 4.0
 
     def test_in_a_pool_sync_and_async(self, verl_file):
-        targets = {name: f"verl:{verl_file}:{name}" for name in ("as_dict", "slow")}
-        with RewardPool(dict.fromkeys(targets, 1.0), targets=targets) as pool:
+        with RewardPool({f"verl:{verl_file}:{name}": 1.0 for name in ("as_dict", "slow")}) as pool:
             verdicts = pool.score(["p", "p"], ["72", "9"], SCHEMA)
         assert [v.score for v in verdicts] == [1.0 + 2.0, -1.0 + 1.0]
         assert verdicts[0].parts == {"as_dict": 1.0, "as_dict/acc": 1.0, "as_dict/index": 0.0, "slow": 2.0}
 
+    def test_async_rows_fail_alone(self, verl_file):
+        with RewardPool({f"verl:{verl_file}:slow": 1.0}) as pool:
+            verdicts = pool.score(["p"] * 3, ["a", "raise", "ccc"], {"answer": ["1"] * 3})
+        assert [(v.score, v.status) for v in verdicts] == [(1.0, OK), (0.0, ERROR), (3.0, OK)]
+        assert f'File "{verl_file}", line' in verdicts[1].detail
+        assert verdicts[1].detail.endswith("ZeroDivisionError: division by zero")
+
     def test_what_is_no_score_is_an_error_of_its_own_row(self, verl_file):
         completions = ["none", "text", "dict", "nan", "list", "raise"]
-        name = f"verl:{verl_file}:replies"
-        with RewardPool({"replies": 1.0}, targets={"replies": name}) as pool:
+        with RewardPool({f"verl:{verl_file}:replies": 1.0}) as pool:
             verdicts = pool.score(["p"] * 7, [*completions, "none"], {"answer": ["1"] * 7})
             none = pool.score(["p"], ["none"])
         assert [v.status for v in verdicts] == [ERROR] * 7
@@ -139,7 +145,7 @@ class TestVerl:
     def test_names_are_short_and_paths_absolute(self, verl_file, monkeypatch):
         monkeypatch.chdir(verl_file.parent)
         assert absolute("verl:verl_scores.py:compute_score") == f"verl:{verl_file}:compute_score"
-        assert labels(["verl:verl_scores.py:compute_score"]) == {"compute_score": "verl:verl_scores.py:compute_score"}
+        assert list(read_parts({"verl:verl_scores.py:compute_score": 1.0})) == ["compute_score"]
         assert absolute("verl:package.module:fn") == "verl:package.module:fn"
 
     def test_it_keeps_name_and_docstring(self, verl_file):
@@ -190,10 +196,10 @@ class TestOpenRLHF:
 
     def test_in_a_pool(self, openrlhf_file):
         name = f"openrlhf:{openrlhf_file}:"
-        with RewardPool({"f": 1.0}, targets={"f": f"{name}reward_func"}, timeout_s=60.0) as pool:
+        with RewardPool({f"{name}reward_func": 1.0}, timeout_s=60.0) as pool:
             verdicts = pool.score(["p", "q"], ["abc", "d"], {"answer": [3, 2]})
         assert [(v.score, v.status) for v in verdicts] == [(1.0, OK), (0.0, OK)]
-        with RewardPool({"f": 1.0}, targets={"f": f"{name}short"}, timeout_s=60.0) as pool:
+        with RewardPool({f"{name}short": 1.0}, timeout_s=60.0) as pool:
             verdicts = pool.score(["p", "q"], ["abc", "d"], {"answer": [3, 2]})
         assert all(v.status == ERROR and "expected 2 values" in v.detail for v in verdicts)
 
