@@ -88,7 +88,7 @@ def micro_batch_loss(
     Returns:
         The loss, and float32 [rows]: the probability of each row's whole target given its prompt, without gradient.
     """
-    arguments = _packed(examples, rows, device)
+    arguments = packed(examples, rows, device)
     logprobs, _ = score(*arguments, chunk_tokens=chunk_tokens, router=router)
     row_of_target = torch.as_tensor(np.repeat(np.arange(len(rows)), examples.loss_tokens[rows]), device=device)
     row_logprobs = torch.zeros(len(rows), device=device).index_add(0, row_of_target, logprobs.detach())
@@ -100,12 +100,12 @@ def count_experts(
 ) -> RouterRecord:
     """What the routers do with one micro-batch: its forward pass, no token scored."""
     router = RouterRecord()
-    *tokens, targets = _packed(examples, rows, device)
+    *tokens, targets = packed(examples, rows, device)
     score(*tokens, targets[:0], router=router)
     return router
 
 
-def _packed(examples: Examples, rows: np.ndarray, device: torch.device | str) -> tuple[torch.Tensor, ...]:
+def packed(examples: Examples, rows: np.ndarray, device: torch.device | str) -> tuple[torch.Tensor, ...]:
     """Token ids, positions, row boundaries and targets; of row 0 without targets where there are no rows."""
     chosen = rows if len(rows) else np.array([0])
     spans = [slice(examples.cu_seqlens[row], examples.cu_seqlens[row + 1]) for row in chosen]
