@@ -92,6 +92,8 @@ REWARDS: dict[str, str] = {
     "repetition": "rewards.shape:repetition_reward",
     "grounded_qa": "rewards.grounded:grounded_qa_reward",
     "language": "rewards.language:language_reward",
+    "instruction": "rewards.instruction:instruction_reward",
+    "json_schema": "rewards.structured:json_schema_reward",
     "tool_calls": "rewards.tool_calls:tool_calls_reward",
     "code": "rewards.code:code_reward",
     "code_all": "rewards.code:code_all_reward",

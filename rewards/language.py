@@ -181,7 +181,7 @@ def _script(character: str) -> str:
 
 
 def _is_other(sentence: str, code: str) -> bool:
-    ranked = dict(_identifier().rank(sentence))
+    ranked = dict(identifier().rank(sentence))
     family = {code} | next((close for close in _CLOSE if code in close), set())
     wanted = max((float(ranked[c]) for c in family if c in ranked), default=0.0)
     best = max(ranked, key=lambda c: float(ranked[c]))
@@ -193,11 +193,11 @@ def canonical_code(value: Any) -> str | None:
         return None
     tag = value.strip().lower().replace("_", "-")
     code = _ALIASES.get(tag, tag.partition("-")[0])
-    return code if code in _identifier().labels and code != "zxx" else None
+    return code if code in identifier().labels and code != "zxx" else None
 
 
 @functools.lru_cache(maxsize=1)
-def _identifier() -> Any:
+def identifier() -> Any:
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
     return LanguageIdentifier.from_model_file(MODEL_FILE)
@@ -205,4 +205,4 @@ def _identifier() -> Any:
 
 def warm_up() -> None:
     """Load the model once; forks inherit it."""
-    _identifier().rank("warm")
+    identifier().rank("warm")

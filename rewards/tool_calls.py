@@ -17,6 +17,7 @@ from rewards.answer import after_thoughts
 from rewards.base import Verdict, rowwise
 from rewards.format import prompt_opens_block, text_of
 from rewards.response import has_content
+from rewards.structured import BrokenSchema, read_json, read_schema, schema_complaint
 from rewards.text import unreadable
 
 _BLOCK = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
@@ -108,8 +109,8 @@ def read_calls(text: str) -> list[tuple[str, dict[str, Any]]] | None:
     calls = []
     for block in _BLOCK.findall(text):
         try:
-            call = json.loads(block, object_pairs_hook=_unique, parse_constant=_refuse)
-        except (ValueError, RecursionError):
+            call = read_json(block)
+        except ValueError:
             return None
         if not isinstance(call, dict) or set(call) != {"name", "arguments"}:
             return None
@@ -119,21 +120,8 @@ def read_calls(text: str) -> list[tuple[str, dict[str, Any]]] | None:
     return calls
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key stands twice")
-    return found
-
-
-def _refuse(constant: str) -> Any:
-    raise ValueError(f"{constant} is not JSON")
-
-
 def complaint_of(name: str, arguments: dict[str, Any], schemas: Mapping[str, Any]) -> str:
     """What a call does against the tools on offer; "" where nothing, or where no tools are given."""
-    import jsonschema
-
     if not schemas:
         return ""
     if name not in schemas:
@@ -141,8 +129,8 @@ def complaint_of(name: str, arguments: dict[str, Any], schemas: Mapping[str, Any
     unknown = set(arguments) - set(schemas[name].get("properties", {}))
     if unknown and schemas[name].get("additionalProperties") is not True:
         return f"{name}: no argument {sorted(unknown)[0]!r}"
-    error = next(jsonschema.Draft202012Validator(schemas[name]).iter_errors(arguments), None)
-    return "" if error is None else f"{name}: {error.message[:200]}"
+    complaint = schema_complaint(read_schema(schemas[name]), arguments)
+    return f"{name}: {complaint}" if complaint else ""
 
 
 # --- what was expected ----------------------------------------------------------------------------------------------
@@ -184,8 +172,6 @@ def read_tools(value: Any) -> dict[str, Any] | None:
 
 @functools.lru_cache(maxsize=1024)
 def _read_tools(text: str) -> dict[str, Any] | None:
-    import jsonschema
-
     value = _from_json(text)
     if not isinstance(value, list):
         return None
@@ -196,8 +182,8 @@ def _read_tools(text: str) -> dict[str, Any] | None:
             return None
         schema = _json_schema(function.get("parameters") or {"type": "object", "properties": {}})
         try:
-            jsonschema.Draft202012Validator.check_schema(schema)
-        except jsonschema.SchemaError:
+            read_schema(schema)
+        except BrokenSchema:
             return None
         found[function["name"]] = schema
     return found
