@@ -52,6 +52,8 @@ def run(
     ] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Remove the run folder and start over.")] = False,
     smoke: Annotated[bool, typer.Option("--smoke", help="The same path, two steps a stage, few problems.")] = False,
+    start: Annotated[str, typer.Option("--from", help="Of a recipe: this stage and those behind it start over.")] = "",
+    only: Annotated[str, typer.Option("--only", help="Of a recipe: run this stage alone.")] = "",
 ) -> None:
     """Run a config. The same command again continues an interrupted run."""
     from rlplatform.configfile import load
@@ -64,11 +66,11 @@ def run(
     if dry_run:
         from rlplatform.dryrun import show
 
-        _guarded(lambda: show(loaded))
+        _guarded(lambda: show(loaded, start=start, only=only))
         return
     from rlplatform.pipeline import run_config
 
-    _guarded(lambda: run_config(loaded, fresh=fresh))
+    _guarded(lambda: run_config(loaded, fresh=fresh, start=start, only=only))
 
 
 @app.command("eval")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from rlplatform import pipeline
+from rlplatform import pipeline, stage_runs
 from rlplatform.config import ConfigError, DatasetConfig, RecipeConfig, RLConfig
 from rlplatform.configfile import load_values
 from rlplatform.launch import Outcome
@@ -43,7 +43,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[RLConfig]:
         seen.append(config)
         return Outcome(f"{config.run_dir}/model", {"before": {}, "after": {}, "problems": 0})
 
-    monkeypatch.setitem(pipeline.STAGES, "rl", stage)
+    monkeypatch.setitem(stage_runs.STAGES, "rl", stage)
     monkeypatch.setattr("rlplatform.report.write_run_report", lambda folder: None)
     monkeypatch.setattr("rlplatform.report.plot", empty_plot)
     return seen
@@ -129,16 +129,16 @@ def test_stages_run_once_in_order_and_what_changed_runs_again(
 def test_a_stage_that_stopped_is_the_first_to_run_again(
     tmp_path: Path, generator: str, calls: list[RLConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    working = pipeline.STAGES["rl"]
+    working = stage_runs.STAGES["rl"]
 
     def broken(config: Any) -> Outcome:
         raise RuntimeError("lost power")
 
-    monkeypatch.setitem(pipeline.STAGES, "rl", broken)
+    monkeypatch.setitem(stage_runs.STAGES, "rl", broken)
     with pytest.raises(RuntimeError, match="lost power"):
         run_config(recipe(tmp_path, generator))
     stamp = (tmp_path / "run/data/train.jsonl").stat().st_mtime_ns
-    monkeypatch.setitem(pipeline.STAGES, "rl", working)
+    monkeypatch.setitem(stage_runs.STAGES, "rl", working)
     run_config(recipe(tmp_path, generator))
     assert len(calls) == 1
     assert (tmp_path / "run/data/train.jsonl").stat().st_mtime_ns == stamp

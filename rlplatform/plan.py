@@ -1,0 +1,201 @@
+"""What a recipe would run, and why: decided from what lies on disk, before anything starts.
+
+A stage's *key* hashes its config, the keys of the stages it takes inputs from, and the content of its data files: what
+changed runs again, and so does everything that stands on it. The folder it leaves is kept as ``STAGE.previous``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rlplatform.config import ConfigError, RecipeConfig, RLConfig, RunConfig
+from rlplatform.configfile import flat, inputs, stages, to_dict
+from rlplatform.reads import reads_do_not_count
+
+STARTED, DONE = "started.json", "done.json"
+WORK = (DONE, "metrics.jsonl", "checkpoints")  # an attempt that left none of these left nothing to lose
+MAY_CHANGE = ("num_steps", "run_dir", "name", "tracker.", "checkpoint.", "evaluation.every")  # a run goes on with these
+NOT_HASHED = ("run_dir", "name", "tracker", "checkpoint")
+
+FINISHED, RUNS, RESUMES, STARTS_OVER, LEFT_OUT = "finished", "runs", "resumes", "starts over", "left out"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """``run --from`` and ``run --only``: names of stages, or empty."""
+
+    start: str = ""
+    only: str = ""
+
+
+EVERYTHING = Choice()
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What will become of one stage."""
+
+    name: str
+    kind: str
+    inputs: tuple[str, ...]
+    state: str  # finished | runs | resumes | starts over | left out
+    reason: str
+    forced: bool = False  # by --from: what it left is set aside first
+
+    @property
+    def included(self) -> bool:
+        return self.state != LEFT_OUT
+
+
+def check_choice(config: RunConfig, choice: Choice) -> None:
+    """Raises ConfigError when ``choice`` names no stage of this config."""
+    for option, name in (("--from", choice.start), ("--only", choice.only)):
+        if not name:
+            continue
+        if not isinstance(config, RecipeConfig):
+            raise ConfigError(f"{option} {name}: expected a recipe, this config is of kind {config.kind}")
+        if name not in config.stages:
+            raise ConfigError(f"{option} {name}: expected one of the stages {', '.join(config.stages)}")
+    if choice.start and choice.only and choice.start != choice.only:
+        raise ConfigError(
+            f"--from {choice.start} --only {choice.only}: expected one stage; with both, that stage starts over alone"
+        )
+
+
+def plan_recipe(recipe: RecipeConfig, choice: Choice = EVERYTHING) -> dict[str, Planned]:
+    """The stages in order with what will become of them.
+
+    Raises:
+        ConfigError: ``choice.only`` needs a stage that is not finished.
+    """
+    built = stages(recipe)
+    planned: dict[str, Planned] = {}
+    finished: dict[str, dict[str, Any]] = {}
+    behind = False
+    for name, config in built.items():
+        behind = behind or bool(choice.start and name == choice.start)
+        needed = tuple(sorted(set(inputs(config))))
+        state, reason = _state(config, needed, planned, finished)
+        forced = behind and (Path(config.run_dir) / STARTED).exists()
+        if forced:
+            state, reason = STARTS_OVER, f"--from {choice.start}"
+        if choice.only and name != choice.only:
+            state, reason, forced = LEFT_OUT, f"--only {choice.only}", False
+            done = read_mark(Path(config.run_dir) / DONE)
+        else:
+            done = read_mark(Path(config.run_dir) / DONE) if state == FINISHED else None
+        if done:
+            finished[name] = done
+        planned[name] = Planned(name, config.kind, needed, state, reason, forced)
+    if choice.only:
+        missing = [needed for needed in planned[choice.only].inputs if needed not in finished]
+        if missing:
+            raise ConfigError(f"--only {choice.only}: it needs {', '.join(missing)}, not finished yet; run that first")
+    return planned
+
+
+def _state(
+    config: RunConfig,
+    needed: tuple[str, ...],
+    planned: Mapping[str, Planned],
+    finished: Mapping[str, dict[str, Any]],
+) -> tuple[str, str]:
+    folder = Path(config.run_dir)
+    started = read_mark(folder / STARTED)
+    if started is None or not is_started(folder):
+        return RUNS, "never ran"
+    waits_for = [name for name in needed if name not in finished]
+    changed = changes(started["config"], config)
+    if waits_for:
+        return STARTS_OVER, f"{', '.join(waits_for)} {planned[waits_for[0]].state}"
+    resolved = resolve_inputs(config, finished)
+    key = stage_key(config, resolved, finished)
+    done = read_mark(folder / DONE)
+    if done and done["key"] == key:
+        return FINISHED, f"{done['seconds']:.0f} s"
+    if changed or started["key"] != key:
+        return STARTS_OVER, "; ".join(changed[:3]) or "its data changed"
+    return RESUMES, "was interrupted"
+
+
+# --- what lies on disk ----------------------------------------------------------------------------------------------
+
+
+def read_mark(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a mark of a stage's folder, or None where there is none."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def is_started(folder: Path) -> bool:
+    """Did an attempt leave work that can be lost?"""
+    return any((folder / work).exists() for work in WORK)
+
+
+def changes(before: Mapping[str, Any], config: RunConfig) -> list[str]:
+    """``key: old -> new`` of every setting that decides the result and is not what the attempt had."""
+    old, new = flat(before), flat(to_dict(config))
+    return [
+        f"{name}: {old.get(name)!r} -> {new.get(name)!r}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name) and not name.startswith(MAY_CHANGE)
+    ]
+
+
+# --- inputs and keys ------------------------------------------------------------------------------------------------
+
+
+def resolve_inputs(config: Any, finished: Mapping[str, dict[str, Any]]) -> Any:
+    """The config with every ``stage:NAME[/part]``, wherever it stands, replaced by the path that stage left."""
+
+    def resolve(value: Any) -> Any:
+        if is_dataclass(value) and not isinstance(value, type):
+            found = {f.name: getattr(value, f.name) for f in fields(value)}
+            changed = {k: new for k, v in found.items() if (new := resolve(v)) is not v}
+            return replace(value, **changed) if changed else value
+        if isinstance(value, Mapping):
+            items = {k: resolve(v) for k, v in value.items()}
+            return items if any(items[k] is not value[k] for k in items) else value
+        if isinstance(value, (list, tuple)):
+            entries = [resolve(v) for v in value]
+            return type(value)(entries) if any(a is not b for a, b in zip(entries, value, strict=True)) else value
+        if isinstance(value, str) and value.startswith("stage:"):
+            name, _, part = value.removeprefix("stage:").partition("/")
+            output = Path(finished[name]["output"])
+            return str(output / part if part else output)
+        return value
+
+    with reads_do_not_count():
+        return resolve(config)
+
+
+def stage_key(config: Any, resolved: Any, finished: Mapping[str, dict[str, Any]]) -> str:
+    """Hash of what the stage's result depends on."""
+    values = {k: v for k, v in to_dict(config).items() if k not in NOT_HASHED}
+    parents = {needed: finished[needed]["key"] for needed in sorted(set(inputs(config)))}
+    text = json.dumps([values, parents, sorted(data_hashes(resolved).values())], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def data_hashes(resolved: Any) -> dict[str, str]:
+    """Path -> SHA-256 of the content of the data files and folders a stage reads."""
+    with reads_do_not_count():
+        paths = [getattr(getattr(resolved, "data", None), "path", "")]
+        if isinstance(resolved, RLConfig):
+            paths.append(resolved.evaluation.data.path)
+    return {path: _content(Path(path)) for path in paths if path and Path(path).exists()}
+
+
+def _content(path: Path) -> str:
+    digest = hashlib.sha256()
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if file.is_file() and file.name not in ("config.yaml", STARTED, DONE):
+            digest.update(file.name.encode())
+            with open(file, "rb") as handle:
+                while chunk := handle.read(1 << 20):
+                    digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,75 @@
+"""What each kind of stage does: a configuration with its inputs filled in comes, an ``Outcome`` goes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from rlplatform.config import ConfigError, DatasetConfig, InitModelConfig, SFTConfig
+from rlplatform.launch import Outcome, ray_session, run_eval, run_rl
+from rlplatform.runs import RunFolder, write_atomically
+
+
+def make_dataset(config: DatasetConfig) -> Outcome:
+    """Call the generator and write one JSONL file a split."""
+    from rewards.base import load_function
+
+    folder = Path(config.run_dir)
+    function = load_function(config.function, f"stage {config.name}: function")
+    splits = function(seed=config.seed, **config.args)
+    counts = {}
+    for split, rows in splits.items():
+        lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+        if not lines:
+            raise ConfigError(f"{config.function}: split {split!r} has no rows")
+        write_atomically(folder / f"{split}.jsonl", "\n".join(lines) + "\n")
+        counts[split] = len(lines)
+    return Outcome(str(folder), {"rows": counts})
+
+
+def init_model(config: InitModelConfig) -> Outcome:
+    """Train a tokenizer on the dataset's text, then write a model with random weights beside it."""
+    from model.init import init_model as write_model
+    from model.tokenizer import chat_texts, train_bpe
+    from rlplatform.data import normalise, read_rows
+
+    folder = Path(config.run_dir)
+    tokenizer = config.tokenizer
+    if not tokenizer:
+        tokenizer = str(folder / "tokenizer")
+        values = (normalise(row, where, config.data)[0] for where, row in read_rows(config.data))
+        texts = ([value] if isinstance(value, str) else chat_texts([value]) for value in values)
+        train_bpe(chain.from_iterable(texts), config.vocab_size, tokenizer)
+    parameters = write_model(folder / "model", tokenizer, config.architecture, config.vocab_size, config.seed)
+    return Outcome(str(folder / "model"), {"parameters": parameters})
+
+
+def sft(config: SFTConfig) -> Outcome:
+    from pretrain.sft import run_sft
+    from rlplatform.trackers import Progress
+
+    folder = RunFolder(config.run_dir)
+    folder.begin(config)
+    progress = Progress(config.name, config.num_steps)
+
+    def show(row: dict[str, Any]) -> None:
+        if row["step"] % max(config.num_steps // 20, 1) == 0 or row["step"] == config.num_steps:
+            progress.step(int(row["step"]), f"loss {row['loss']:.3f}  {row.get('tokens_per_s', 0):,.0f} tok/s")
+
+    progress.phase("starting Ray Train")
+    with ray_session():
+        result = run_sft(config, progress=show, stop_at_probability=config.stop_at_probability)
+    progress.close()
+    return Outcome(str(result.model), dict(result.summary))
+
+
+STAGES: dict[str, Callable[[Any], Outcome]] = {
+    "dataset": make_dataset,
+    "init_model": init_model,
+    "sft": sft,
+    "rl": run_rl,
+    "eval": run_eval,
+}
