@@ -7,10 +7,12 @@ work, less of any larger one's) and writes both gradients directly, so autograd 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from model.moe import RouterRecord
 
@@ -126,6 +128,43 @@ def _log_softmax(hidden: torch.Tensor, weight: torch.Tensor, temperature: float)
     return logits.sub_(logits.logsumexp(dim=1, keepdim=True))
 
 
+LogitsFn = Callable[[torch.Tensor, slice], torch.Tensor]  # logits float32 [n, V], which positions they are -> [n, ...]
+
+
+def map_logits(
+    hidden: torch.Tensor, weight: torch.Tensor, function: LogitsFn, *, at: torch.Tensor, chunk_tokens: int = 1024
+) -> torch.Tensor:
+    """``function`` of the logits ``hidden[at] @ weight.T``, a chunk at a time, for what needs whole distributions.
+
+    The logits of one chunk exist at a time; where a gradient is wanted they are computed again in the backward pass.
+
+    Args:
+        hidden: [T, H].
+        weight: [V, H], the output matrix.
+        function: called as ``function(logits, positions)`` with float32 [n, V] and the slice of ``at`` that they are;
+            twice a chunk where a gradient is wanted, so it must have no effect but its result.
+        at: int64 [N], rows of ``hidden``.
+
+    Returns:
+        The results end to end, [N, ...]; of no position: of an empty chunk.
+    """
+    if chunk_tokens < 1:
+        raise ValueError(f"chunk_tokens: expected >= 1, got {chunk_tokens}")
+    rows = hidden.index_select(0, at)
+
+    def of_chunk(chunk: torch.Tensor, matrix: torch.Tensor, positions: slice) -> torch.Tensor:
+        return function((chunk @ matrix.T).float(), positions)
+
+    results = []
+    for begin in range(0, max(len(rows), 1), chunk_tokens):
+        positions = slice(begin, min(begin + chunk_tokens, len(rows)))
+        if torch.is_grad_enabled():
+            results.append(checkpoint(of_chunk, rows[positions], weight, positions, use_reentrant=False))
+        else:
+            results.append(of_chunk(rows[positions], weight, positions))
+    return torch.cat(results)
+
+
 class LogprobHead(nn.Module):
     """The output matrix as a module that answers logprobs: ZeRO-3 gathers a parameter around its module's forward."""
 
@@ -134,9 +173,18 @@ class LogprobHead(nn.Module):
         self.weight = weight
 
     def forward(
-        self, hidden: torch.Tensor, targets: torch.Tensor, **kwargs: Any
+        self,
+        hidden: torch.Tensor,
+        targets: torch.Tensor,
+        *,
+        at: torch.Tensor,
+        chunk_tokens: int,
+        of_logits: LogitsFn | None = None,
+        **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        return token_logprobs_and_entropy(hidden, self.weight, targets, **kwargs)
+        if of_logits is not None:
+            return map_logits(hidden, self.weight, of_logits, at=at, chunk_tokens=chunk_tokens), None
+        return token_logprobs_and_entropy(hidden, self.weight, targets, at=at, chunk_tokens=chunk_tokens, **kwargs)
 
 
 class TokenScorer(nn.Module):
@@ -162,11 +210,13 @@ class TokenScorer(nn.Module):
         temperature: float = 1.0,
         with_entropy: bool = False,
         router: RouterRecord | None = None,
+        of_logits: LogitsFn | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Log-probability of ``token_ids[scored]`` given the earlier tokens of each one's row.
 
         ``scored`` is int64 [N] and never names a row's first token. Returns float32 [N] and float32 [N] or ``None``.
-        ``router`` is filled with what the routers did with all T tokens.
+        ``router`` is filled with what the routers did with all T tokens. With ``of_logits`` the result is instead
+        ``map_logits`` of the logits (at temperature 1) that predict those tokens, [N, ...], and ``None``.
         """
         routing = {} if router is None else {"router": router}
         hidden = self.policy(token_ids, positions, cu_seqlens, **routing)
@@ -177,4 +227,5 @@ class TokenScorer(nn.Module):
             chunk_tokens=chunk_tokens,
             temperature=temperature,
             with_entropy=with_entropy,
+            of_logits=of_logits,
         )

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.logprobs import token_logprobs_and_entropy
+from model.logprobs import map_logits, token_logprobs_and_entropy
 
 T, H, V = 37, 16, 101
 
@@ -156,3 +156,27 @@ def test_no_matrix_of_all_tokens_by_vocabulary_exists() -> None:
 def test_bad_arguments_are_named(kwargs: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         token_logprobs_and_entropy(torch.zeros(3, H), torch.ones(8, H), torch.tensor([0, 3, 7]), **kwargs)
+
+
+@pytest.mark.parametrize("chunk_tokens", [1, 5, 12, 100])
+def test_a_function_of_whole_distributions_has_the_values_and_gradients_of_the_plain_formula(chunk_tokens: int) -> None:
+    hidden, weight, _, _ = inputs()
+    other = torch.log_softmax(torch.randn(12, V, generator=torch.Generator().manual_seed(1)), -1)
+    at = torch.randperm(T, generator=torch.Generator().manual_seed(2))[:12]
+
+    def divergence(logits: torch.Tensor, positions: slice) -> torch.Tensor:
+        log_p = torch.log_softmax(logits, -1)
+        return (log_p.exp() * (log_p - other[positions])).sum(-1)
+
+    ours = map_logits(hidden, weight, divergence, at=at, chunk_tokens=chunk_tokens)
+    plain_log_p = torch.log_softmax(hidden[at] @ weight.T, -1)
+    expected = (plain_log_p.exp() * (plain_log_p - other)).sum(-1)
+    torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-6)
+    for mine, theirs in zip(
+        torch.autograd.grad(ours.square().sum(), (hidden, weight)),
+        torch.autograd.grad(expected.square().sum(), (hidden, weight)),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+    with torch.no_grad():
+        assert map_logits(hidden, weight, divergence, at=at[:0]).shape == (0,)
