@@ -275,6 +275,29 @@ class LearnerConfig(TrackedReads):
 
 
 @dataclass(frozen=True)
+class TeacherConfig(TrackedReads):
+    """The frozen teacher of on-policy distillation (``algorithm.loss: distillation``)."""
+
+    path: str = ""  # a Hugging Face folder, a hub id, or stage:NAME; its vocabulary is the policy's; "" = no teacher
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of its compute
+    num_workers: int = 1  # actors, each with a copy of the teacher
+    cpus_per_worker: float = 1.0  # one thread each
+    gpus_per_worker: float = 0.0  # may be fractional where actors share a GPU
+    top_k: int = 64  # most likely tokens that travel, the rest of the mass as one; 0 = the whole vocabulary
+    temperature: float = 1.0  # divides the logits of teacher and student in the divergence
+    max_tokens_per_micro_batch: int = 8192  # rows are packed without padding up to this many tokens
+    logprob_chunk_tokens: int = 1024  # rows of the [chunk, vocabulary] matrix that exists at a time
+    call_timeout_s: float = 600.0  # a call silent for longer is an error
+
+    def __post_init__(self) -> None:
+        _require(self.num_workers >= 1, f"teacher.num_workers: expected >= 1, got {self.num_workers}")
+        _require(self.top_k >= 0, f"teacher.top_k: expected >= 0 (0 = the whole vocabulary), got {self.top_k}")
+        _require(self.temperature > 0, f"teacher.temperature: expected > 0, got {self.temperature}")
+        _require(self.max_tokens_per_micro_batch > 0, "teacher.max_tokens_per_micro_batch: expected > 0")
+        _require(self.logprob_chunk_tokens > 0, "teacher.logprob_chunk_tokens: expected > 0")
+
+
+@dataclass(frozen=True)
 class PublishConfig(TrackedReads):
     """How weights travel from the learner to the engines, and how that is verified."""
 

@@ -40,12 +40,16 @@ def take_rows(batch: RolloutBatch, row_ids: Sequence[int] | np.ndarray) -> Rollo
 
 
 def take_train_rows(batch: TrainBatch, row_ids: Sequence[int] | np.ndarray) -> TrainBatch:
-    """``take_rows`` of a train batch, its logprobs included."""
+    """``take_rows`` of a train batch, its logprobs and the teacher's included."""
     tokens = token_index(batch.batch.cu_seqlens, row_ids)
+    mask = batch.batch.loss_mask
+    loss_tokens = (np.cumsum(mask) - 1)[tokens[mask[tokens]]]
     return TrainBatch(
         batch=take_rows(batch.batch, row_ids),
         old_logprobs=None if batch.old_logprobs is None else batch.old_logprobs[tokens],
         ref_logprobs=None if batch.ref_logprobs is None else batch.ref_logprobs[tokens],
+        teacher_logprobs=None if batch.teacher_logprobs is None else batch.teacher_logprobs[loss_tokens],
+        teacher_ids=None if batch.teacher_ids is None else batch.teacher_ids[loss_tokens],
     )
 
 

@@ -172,6 +172,9 @@ class TrainBatch:
     batch: RolloutBatch
     old_logprobs: np.ndarray | None  # float32 [T], before the update; 0 where loss_mask is False
     ref_logprobs: np.ndarray | None  # float32 [T], the frozen reference; 0 where loss_mask is False
+    # Distillation: the teacher's distribution at the N loss tokens, in order. Without ids: the whole vocabulary.
+    teacher_logprobs: np.ndarray | None = None  # float32 [N, K]
+    teacher_ids: np.ndarray | None = None  # int32 [N, K], whose log-probabilities these are
 
     def __post_init__(self) -> None:
         for name in ("old_logprobs", "ref_logprobs"):
@@ -179,6 +182,16 @@ class TrainBatch:
             if array is not None:
                 _check_length("TrainBatch", token_ids=self.batch.token_ids, **{name: array})
                 _check_dtype("TrainBatch", np.float32, **{name: array})
+        if self.teacher_logprobs is not None:
+            _check_dtype("TrainBatch", np.float32, teacher_logprobs=self.teacher_logprobs)
+            ids = self.teacher_ids
+            if len(self.teacher_logprobs) != self.batch.num_loss_tokens or (
+                ids is not None and ids.shape != self.teacher_logprobs.shape
+            ):
+                raise ValueError(
+                    f"TrainBatch: expected the teacher's log-probabilities of {self.batch.num_loss_tokens} loss tokens "
+                    f"and ids of one shape, got {self.teacher_logprobs.shape} and {None if ids is None else ids.shape}"
+                )
 
 
 @dataclass(frozen=True)
