@@ -192,6 +192,15 @@ def load_function(target: str, label: str) -> Callable[..., Any]:
 
     Raises RewardLoadError when the file, module or function is absent or is not callable.
     """
+    value = load_object(target, label)
+    if not callable(value) or isinstance(value, type):
+        kind = "a class; name a function or an instance of it" if isinstance(value, type) else type(value).__name__
+        raise RewardLoadError(f"{label}: expected a function, got {kind}")
+    return value
+
+
+def load_object(target: str, label: str) -> Any:
+    """As ``load_function``, whatever the name stands for: a class, a function, a value."""
     source, colon, attribute = target.rpartition(":")
     if not colon or not source or not attribute:
         raise RewardLoadError(f"{label}: expected package.module:fn or path/file.py:fn, got {target!r}")
@@ -204,9 +213,6 @@ def load_function(target: str, label: str) -> Callable[..., Any]:
                 f"{nearest(part, [n for n in dir(value) if callable(getattr(value, n)) and not n.startswith('_')])}"
             )
         value = getattr(value, part)
-    if not callable(value) or isinstance(value, type):
-        kind = "a class; name a function or an instance of it" if isinstance(value, type) else type(value).__name__
-        raise RewardLoadError(f"{label}: expected a function, got {kind}")
     return value
 
 
