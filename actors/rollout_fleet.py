@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from actors.budgeted import budget_of
 from actors.fleet import ActorError, Err, Fleet
 from actors.rollout_worker import Job, PumpReply, RolloutWorker
 from actors.vllm_arguments import engine_env
@@ -201,6 +202,7 @@ class RolloutFleet:
 
     def _check(self, request: GenerationRequest, sampling: SamplingParams) -> None:
         name = request.prompt.prompt_id
+        budget_of(request, sampling)
         length = len(request.prompt.token_ids) + sampling.max_new_tokens
         if length > self.max_model_len:
             raise ValueError(

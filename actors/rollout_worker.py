@@ -10,16 +10,19 @@ import os
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from actors import budgeted
 from actors.fleet_actor import FleetActor
 from actors.payload import Payload, PublishReport, WeightManifest
 from actors.vllm_arguments import engine_arguments, engine_sampling, stop_ids
 from model.tokenizer import load_tokenizer
+from rlplatform.budget import Call
+from rlplatform.completion import Completion, Sample
 from rlplatform.config import ModelConfig, RolloutConfig
 from rlplatform.types import FINISH_LENGTH, FINISH_STOP, GenerationRequest, Rollout, SamplingParams
 
@@ -50,7 +53,7 @@ class PumpReply:
     finished: list[FinishedJob]
     num_unfinished: int  # sequences still in the engine
     busy_seconds: float
-    num_prompt_tokens: int = 0  # of the finished jobs, one sample a job
+    num_prompt_tokens: int = 0  # of the finished engine requests, one sample a request
     num_cached_tokens: int = 0  # of those, found in the prefix cache
 
 
@@ -60,6 +63,7 @@ class _Running:
     first_version: int  # in force when the job was added
     # sample -> [(tokens it had at a publish, the version published)]
     publishes: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
+    part: budgeted.Budgeted | None = None  # the completion that this call is of, where completions take several
 
 
 class RolloutWorker(FleetActor):
@@ -77,7 +81,8 @@ class RolloutWorker(FleetActor):
         # vLLM names the file that its ranks meet at, and their shared memory, by one random name.
         self._rendezvous = self._engine.collective_rpc("rendezvous_name")[0]
         self._stop_ids = stop_ids(self._engine.model_config.hf_config, model_path, self._tokenizer)
-        self._running: dict[str, _Running] = {}
+        self._running: dict[str, _Running] = {}  # by request of the engine
+        self._parts: dict[int, list[budgeted.Budgeted]] = {}  # ticket -> its completions that take several calls
         self._finished: list[FinishedJob] = []
         self._prompt_tokens = self._cached_tokens = 0
         self._num_scored = 0
@@ -138,11 +143,13 @@ class RolloutWorker(FleetActor):
             supported_tasks=self._engine.get_supported_tasks(),
         )
         params: Any = request.params
-        names = [f.name for f in SamplingParams.__dataclass_fields__.values() if f.name != "stop_token_ids"]
+        ours = ("stop_token_ids", "thinking_budget", "thinking_stop_text")  # the engine knows no such parameter
+        names = [f.name for f in SamplingParams.__dataclass_fields__.values() if f.name not in ours]
         names[names.index("max_new_tokens")] = "max_tokens"
         effective = {name: getattr(params, name) for name in names}
         return effective | {
             "stop_token_ids": sorted(set(params.stop_token_ids) | set(params.all_stop_token_ids)),
+            "thinking_budget": sampling.thinking_budget,
             "min_tokens": params.min_tokens,
             "bad_words": params.bad_words,
             "logit_bias": params.logit_bias,
@@ -231,23 +238,53 @@ class RolloutWorker(FleetActor):
         from vllm.inputs import tokens_input
 
         request = job.request
+        budget = budgeted.budget_of(request, job.sampling)
+        if budget is not None:
+            self._parts[job.ticket] = budgeted.begin(request, job.sampling, budget, self._tokenizer)
+            for part in self._parts[job.ticket]:
+                self._call(job, part, part.first())
+            return
         prompt = tokens_input(request.prompt.token_ids.tolist())
         params = engine_sampling(job.sampling, request.num_samples, request.seed, self._stop_ids)
         name = str(job.ticket)
         self._running[name] = _Running(job, self._version)
         self._engine.add_request(name, prompt, params)
 
+    def _call(self, job: Job, part: budgeted.Budgeted, call: Call) -> None:
+        """The next engine request of a completion that takes several."""
+        from vllm.inputs import tokens_input
+
+        sampling = replace(job.sampling, max_new_tokens=call.max_new_tokens)
+        params = engine_sampling(sampling, 1, part.call_seed, self._stop_ids)
+        name = f"{job.ticket}/{part.seed - job.request.seed}/{part.num_calls}"
+        self._running[name] = _Running(job, self._version, part=part)
+        self._engine.add_request(name, tokens_input(part.context), params)
+
     def _take(self, outputs: Iterable[Any]) -> None:
         for output in outputs:
             running = self._running.pop(output.request_id)
-            rollouts = [self._rollout(completion, running) for completion in output.outputs]
-            kept = tuple(rollout for rollout in rollouts if rollout is not None)
-            self._finished.append(FinishedJob(running.job.ticket, kept, len(rollouts) - len(kept)))
-            self._prompt_tokens += len(running.job.request.prompt.token_ids)
+            self._prompt_tokens += len(output.prompt_token_ids)
             self._cached_tokens += output.num_cached_tokens or 0
+            samples = [self._sample(completion, running) for completion in output.outputs]
+            if running.part is None:
+                self._finish(running.job, [self._rollout(sample) for sample in samples])
+            else:
+                self._go_on(running.job, running.part, samples[0])
 
-    def _rollout(self, completion: Any, running: _Running) -> Rollout | None:
-        """The rollout of one completion, or None where it is rejected: aborted, or a token without its logprob."""
+    def _go_on(self, job: Job, part: budgeted.Budgeted, sample: Sample | None) -> None:
+        part.rejected = sample is None
+        call = None if sample is None else part.next(sample)
+        if call is not None:
+            self._call(job, part, call)
+        elif all(other.rejected or other.finish for other in self._parts[job.ticket]):
+            self._finish(job, [other.rollout(self._text) for other in self._parts.pop(job.ticket)])
+
+    def _finish(self, job: Job, rollouts: Sequence[Rollout | None]) -> None:
+        kept = tuple(rollout for rollout in rollouts if rollout is not None)
+        self._finished.append(FinishedJob(job.ticket, kept, len(rollouts) - len(kept)))
+
+    def _sample(self, completion: Any, running: _Running) -> Sample | None:
+        """What the engine sampled, or None where it is rejected: aborted, or a token without its logprob."""
         finish = FINISH.get(completion.finish_reason)
         token_ids = np.asarray(completion.token_ids, dtype=np.int32)
         logprobs = sampled_logprobs(completion.token_ids, completion.logprobs)
@@ -256,15 +293,18 @@ class RolloutWorker(FleetActor):
         versions = np.full(len(token_ids), running.first_version, dtype=np.int32)
         for num_tokens, version in running.publishes.get(completion.index, ()):
             versions[num_tokens:] = version
+        return Sample(token_ids, logprobs, versions, finish)
+
+    def _rollout(self, sample: Sample | None) -> Rollout | None:
+        if sample is None:
+            return None
+        completion = Completion()
+        completion.add_sample(sample)
+        return completion.rollout(finish=sample.finish, text=self._text(sample.token_ids, sample.finish))
+
+    def _text(self, token_ids: np.ndarray, finish: str) -> str:
         visible = token_ids[:-1] if finish == FINISH_STOP else token_ids  # the stop token comes last
-        return Rollout(
-            token_ids=token_ids,
-            loss_mask=np.ones(len(token_ids), dtype=np.bool_),
-            rollout_logprobs=logprobs,
-            policy_version=versions,
-            finish=finish,
-            text=self._tokenizer.decode(visible, skip_special_tokens=False, clean_up_tokenization_spaces=False),
-        )
+        return self._tokenizer.decode(visible, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
     def _warm_up(self) -> None:
         """The first steps allocate and compile; no measured call should pay for that."""

@@ -14,6 +14,7 @@ from model.init import build_config
 from model.long_context import RopeOverride
 from rewards.base import RewardLoadError
 from rewards.composition import Part, read_parts
+from rlplatform.budget import STOP_TEXT
 from rlplatform.reads import TrackedReads
 
 
@@ -91,8 +92,13 @@ class SamplingConfig(TrackedReads):
     presence_penalty: float = 0.0  # 0 = off
     frequency_penalty: float = 0.0  # 0 = off
     stop_token_ids: tuple[int, ...] = ()  # added to those of config, generation_config, tokenizer and template
+    thinking_budget: int | None = None  # tokens of thought, then thinking_stop_text ends it; a column of the name wins
+    thinking_stop_text: str = STOP_TEXT  # inserted at the budget, not trained on; ends the thought
 
     def __post_init__(self) -> None:
+        budget = self.thinking_budget
+        _require(budget is None or budget >= 0, f"sampling.thinking_budget: expected >= 0 or null, got {budget}")
+        _require("</think>" in self.thinking_stop_text, "sampling.thinking_stop_text: expected </think> in it")
         _require(self.max_new_tokens > 0, f"sampling.max_new_tokens: expected > 0, got {self.max_new_tokens}")
         _require(self.temperature >= 0, f"sampling.temperature: expected >= 0, got {self.temperature}")
         _require(0 < self.top_p <= 1, f"sampling.top_p: expected in (0, 1], got {self.top_p}")

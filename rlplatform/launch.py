@@ -83,6 +83,8 @@ def sampling_params(config: SamplingConfig) -> SamplingParams:
         presence_penalty=config.presence_penalty,
         frequency_penalty=config.frequency_penalty,
         stop_token_ids=tuple(config.stop_token_ids),
+        thinking_budget=config.thinking_budget,
+        thinking_stop_text=config.thinking_stop_text,
     )
 
 

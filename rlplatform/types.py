@@ -207,6 +207,8 @@ class SamplingParams:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     stop_token_ids: tuple[int, ...] = ()  # added to config, generation_config, tokenizer and template ones
+    thinking_budget: int | None = None  # tokens of thought after which thinking_stop_text ends it; None: no budget
+    thinking_stop_text: str = ""
 
     @property
     def neutral(self) -> bool:

@@ -14,8 +14,9 @@ from transformers import PreTrainedModel
 
 from actors.rollout_fleet import RolloutFleet
 from actors.rollout_worker import Job, RolloutWorker, sampled_logprobs
+from model.tokenizer import load_tokenizer
 from rlplatform.config import ModelConfig, RolloutConfig
-from rlplatform.types import FINISH_LENGTH, FINISH_STOP, RolloutGroup, SamplingParams
+from rlplatform.types import FINISH_LENGTH, FINISH_STOP, GenerationRequest, RolloutGroup, SamplingParams
 from tests.integration import rollout_models as kit
 
 NEUTRAL = SamplingParams(max_new_tokens=48)
@@ -224,3 +225,70 @@ def test_logprobs_are_looked_up_by_the_sampled_id_and_never_filled() -> None:
     assert sampled_logprobs([4, 5], None) is None
     assert sampled_logprobs([4], [{4: entry(float("nan"))}]) is None
     assert sampled_logprobs([4], [{4: entry(float("-inf"))}]) is None
+
+
+def budget_requests(budgets: list[int | None]) -> list[GenerationRequest]:
+    """Prompts that end inside a think block, each with a budget of its own."""
+    return [
+        replace(
+            request,
+            prompt=replace(request.prompt, text=request.prompt.text + "<think>\n", columns={"thinking_budget": budget}),
+        )
+        for request, budget in zip(kit.requests(len(budgets), 4), budgets, strict=True)
+    ]
+
+
+def test_budgets_of_different_sizes_share_an_engine(setup: Setup) -> None:
+    """Budgets of 0, 6 and 20 tokens beside prompts without one, which get the tokens of plain generation."""
+    budgets: list[int | None] = [None, 6, 20, 0, None, 6, 20, 0]
+    sampling = replace(NEUTRAL, thinking_stop_text="\n</think>\n")
+    plain = setup.fleet.generate(kit.requests(len(budgets), 4), sampling)
+    groups = setup.fleet.generate(budget_requests(budgets), sampling)
+    stop_text = load_tokenizer(setup.fleet.model_path)("\n</think>\n", add_special_tokens=False)["input_ids"]
+    cut = 0
+    for budget, group, without in zip(budgets, groups, plain, strict=True):
+        assert len(group.rollouts) == 4
+        if budget is None:
+            assert tokens(group) == tokens(without)
+            continue
+        for rollout, same_seed in zip(group.rollouts, without.rollouts, strict=True):
+            assert len(rollout) <= sampling.max_new_tokens
+            thought = rollout.token_ids[:budget].tolist()
+            assert thought == same_seed.token_ids[:budget].tolist()
+            if rollout.loss_mask.all():  # ended by itself within the budget
+                assert len(rollout) <= budget
+                continue
+            cut += 1
+            given = rollout.token_ids[budget : budget + len(stop_text)]
+            assert given.tolist() == stop_text
+            assert np.flatnonzero(~rollout.loss_mask).tolist() == list(range(budget, budget + len(stop_text)))
+            assert np.isnan(rollout.rollout_logprobs[~rollout.loss_mask]).all()
+            assert (rollout.finish == FINISH_LENGTH) == (
+                len(rollout) == 48 and rollout.token_ids[-1] not in (1, 3, 5, 7)
+            )
+            assert "</think>" in rollout.text
+            row = np.concatenate([group.prompt.token_ids, rollout.token_ids])
+            reference = kit.reference_logprobs(setup.model, row, 1.0)[len(group.prompt.token_ids) :]
+            sampled = rollout.loss_mask
+            np.testing.assert_allclose(rollout.rollout_logprobs[sampled], reference[sampled], atol=1e-4)
+    assert cut > 12
+
+
+def test_the_same_budget_again_gives_the_same_tokens(setup: Setup) -> None:
+    sampling = replace(NEUTRAL, thinking_stop_text="\n</think>\n", thinking_budget=6)
+    requests = [
+        replace(r, prompt=replace(r.prompt, text="<think>\n", columns={})) for r in budget_requests([None, None, None])
+    ]
+    first, again = (setup.fleet.generate(requests, sampling) for _ in range(2))
+    assert [tokens(group) for group in first] == [tokens(group) for group in again]
+    after = [tuple(r.token_ids[r.loss_mask][6:]) for group in first for r in group.rollouts if not r.loss_mask.all()]
+    assert len(set(after)) == len(after)  # the calls after the thought do not share a seed
+
+
+def test_a_budget_that_is_no_number_is_refused(setup: Setup) -> None:
+    (request,) = budget_requests([1])
+    bad = replace(request, prompt=replace(request.prompt, columns={"thinking_budget": "many"}))
+    with pytest.raises(
+        ValueError, match="thinking_budget: expected a number of tokens >= 0 or null, got 'many'"
+    ):
+        setup.fleet.submit([bad])
