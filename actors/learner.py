@@ -50,6 +50,14 @@ class Publisher(Protocol):
     def publish(self, learner: Any, version: int) -> Metrics: ...
 
 
+class Teacher(Protocol):
+    """Whose distributions distillation follows; ``actors.teacher.TeacherFleet`` is one."""
+
+    def add_targets(self, batch: TrainBatch) -> TrainBatch: ...
+
+    def metrics(self) -> Metrics: ...
+
+
 class LearnerGroup:
     """``rlplatform.roles.Learner`` over ``learner.num_workers`` ranks.
 
@@ -68,6 +76,7 @@ class LearnerGroup:
     ) -> None:
         _check(config, model_path)
         self.config, self._sync = config, sync
+        self._teacher: Teacher | None = None
         self._dump_dir = Path(dump_dir) if dump_dir else None
         self._version = 0
         self._failure = ""
@@ -115,6 +124,10 @@ class LearnerGroup:
         """Set what ``publish`` delegates to."""
         self._sync = sync
 
+    def attach_teacher(self, teacher: Teacher) -> None:
+        """Set whose distributions ``add_logprobs`` adds."""
+        self._teacher = teacher
+
     # --- the loop's verbs ---------------------------------------------------------------------------------------
 
     def logprobs(self, batch: RolloutBatch, *, reference: bool = False) -> np.ndarray:
@@ -136,6 +149,12 @@ class LearnerGroup:
         are the update's own first forward. With ``kl_in=reward`` the KL penalty enters the advantages here.
         """
         algorithm = self.config.algorithm
+        if algorithm.loss == "distillation":
+            if self._teacher is None:
+                raise RuntimeError(
+                    "LearnerGroup.add_logprobs: distillation without a teacher; call attach_teacher first"
+                )
+            return self._teacher.add_targets(TrainBatch(batch, None, None))
         kl_in_reward = algorithm.kl_coef > 0 and algorithm.kl_in == "reward"
         own_forward = self.config.updates_per_step == 1 and self.config.max_lag == 0 and not kl_in_reward
         old = None if own_forward else self.logprobs(batch)
@@ -160,7 +179,8 @@ class LearnerGroup:
         if reports[0].stopped:
             raise RunStopped(f"update {self._version}: {reports[0].stopped}")
         self._version += 1
-        return _metrics(rows, reports, num_steps=len(plans), seconds=time.perf_counter() - began)
+        metrics = _metrics(rows, reports, num_steps=len(plans), seconds=time.perf_counter() - began)
+        return metrics | (self._teacher.metrics() if self._teacher is not None else {})
 
     def publish(self) -> Metrics:
         """Make the rollout workers serve ``version``."""
@@ -324,16 +344,22 @@ def _metrics(batch: RolloutBatch, reports: list[UpdateReport], *, num_steps: int
     sums = losses.combine_stats([report.sums for report in reports])
     tokens = sums["num_tokens"]
     mismatch = losses.mismatch_metrics(sums)
-    metrics: Metrics = {"loss/total": sums["loss"] / num_steps, "loss/policy": sums["policy_loss"] / num_steps}
+    metrics: Metrics = {"loss/total": sums["loss"] / num_steps}
+    if "divergence" in sums:
+        metrics["distill/divergence"] = sums["divergence"] / tokens
+    else:
+        metrics |= {
+            "loss/policy": sums["policy_loss"] / num_steps,
+            "policy/ratio_mean": sums["ratio"] / tokens,
+            "policy/clip_low_share": sums["clip_low"] / tokens,
+            "policy/clip_high_share": sums["clip_high"] / tokens,
+        }
     if "kl_loss" in sums:
         metrics["loss/kl"] = sums["kl_loss"] / num_steps
     if "ref_k3" in sums:
         metrics["policy/kl_ref"] = sums["ref_k3"] / tokens
     metrics |= {
         "policy/entropy": sums["entropy"] / tokens,
-        "policy/ratio_mean": sums["ratio"] / tokens,
-        "policy/clip_low_share": sums["clip_low"] / tokens,
-        "policy/clip_high_share": sums["clip_high"] / tokens,
         "mismatch/abs_logprob_diff_mean": mismatch["mean_abs_diff"],
         "mismatch/abs_logprob_diff_max": mismatch["max_abs_diff"],
         "mismatch/kl_k3": mismatch["k3"],

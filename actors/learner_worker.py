@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,9 +28,10 @@ from model.logprobs import TokenScorer
 from model.moe import RouterRecord
 from rlplatform import losses
 from rlplatform.config import AlgorithmConfig, RLConfig
+from rlplatform.divergences import TopK, divergence
 from rlplatform.roles import RunStopped
 from rlplatform.sharding import take_train_rows, token_index
-from rlplatform.types import RolloutBatch, TrainBatch
+from rlplatform.types import RolloutBatch, TeacherTargets, TrainBatch
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,8 @@ class MicroBatch:
     advantages: torch.Tensor  # float32 [N]
     old_logprobs: torch.Tensor | None  # float32 [N]
     ref_logprobs: torch.Tensor | None  # float32 [N]
+    teacher: torch.Tensor | TopK | None = None  # [N, V], or the K likeliest tokens of each of the N positions
+    num_ids: int = 0  # of the vocabulary shared with the teacher
 
     @classmethod
     def of(cls, batch: TrainBatch, row_ids: Sequence[int], device: torch.device) -> MicroBatch:
@@ -114,6 +117,8 @@ class MicroBatch:
             advantages=loss_tokens(rows.advantages),
             old_logprobs=loss_tokens(part.old_logprobs),
             ref_logprobs=loss_tokens(part.ref_logprobs),
+            teacher=None if part.teacher is None else teacher_tensors(part.teacher, device),
+            num_ids=0 if part.teacher is None else part.teacher.num_ids,
         )
 
     def without_loss(self) -> MicroBatch:
@@ -123,6 +128,74 @@ class MicroBatch:
     @property
     def forward_arguments(self) -> tuple[torch.Tensor, ...]:
         return self.token_ids, self.positions, self.cu_seqlens, self.scored
+
+
+def teacher_tensors(targets: TeacherTargets, device: torch.device) -> torch.Tensor | TopK:
+    """The teacher's distributions as ``divergences`` takes them."""
+    logprobs = torch.tensor(targets.logprobs, device=device)
+    if targets.ids is None or targets.rest is None:
+        return logprobs
+    ids = torch.tensor(targets.ids, dtype=torch.int64, device=device)
+    return TopK(ids, logprobs, torch.tensor(targets.rest, device=device))
+
+
+def distillation_values(micro_batch: MicroBatch, config: RLConfig) -> Callable[[torch.Tensor, slice], torch.Tensor]:
+    """What ``TokenScorer(of_logits=...)`` computes for distillation: of each loss token the divergence from the teacher
+    and, without gradient, the log-probability of the token and the entropy at the sampling temperature: [n, 3]."""
+    algorithm, teacher = config.algorithm, micro_batch.teacher
+    targets = micro_batch.token_ids[micro_batch.scored]
+
+    def of_logits(logits: torch.Tensor, positions: slice) -> torch.Tensor:
+        with torch.no_grad():
+            log_p = torch.log_softmax(logits / config.sampling.temperature, dim=-1)
+            logprobs = log_p.gather(1, targets[positions, None])[:, 0]
+            entropy = -(log_p.exp() * log_p).sum(dim=-1)
+        if teacher is None:  # a pass without rows
+            values = logits.sum(dim=-1) * 0.0
+        else:
+            values = divergence(
+                logits[:, : micro_batch.num_ids],
+                _at(teacher, positions),
+                torch.ones(len(logits), dtype=torch.bool, device=logits.device),
+                kind=algorithm.divergence,
+                beta=algorithm.divergence_beta,
+                temperature=config.teacher.temperature,
+                chunk_tokens=config.learner.logprob_chunk_tokens,
+            )
+        return torch.stack((values, logprobs, entropy), dim=1)
+
+    return of_logits
+
+
+def _at(teacher: torch.Tensor | TopK, positions: slice) -> torch.Tensor | TopK:
+    if isinstance(teacher, torch.Tensor):
+        return teacher[positions]
+    return TopK(teacher.ids[positions], teacher.logprobs[positions], teacher.rest[positions])
+
+
+def distillation_loss(
+    values: torch.Tensor, micro_batch: MicroBatch, config: AlgorithmConfig, denominator: float
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """This micro-batch's share of the optimiser step's mean divergence, and sums for the metrics.
+
+    ``values`` float32 [N, 3]: of ``distillation_values``.
+    """
+    divergences, logprobs, entropy = values.unbind(dim=1)
+    mask = torch.ones_like(divergences, dtype=torch.bool)
+    loss = losses.reduce(
+        divergences,
+        mask,
+        aggregation=config.aggregation,
+        cu_seqlens=micro_batch.loss_cu_seqlens,
+        denominator=denominator,
+    )
+    sums = losses.mismatch_stats(logprobs, micro_batch.rollout_logprobs, mask, cap=config.importance_cap)
+    sums |= {
+        "divergence": losses.masked_sum(divergences, mask),
+        "entropy": losses.masked_sum(entropy, mask),
+        "loss": loss.detach(),
+    }
+    return loss, sums
 
 
 def policy_loss(
@@ -283,10 +356,7 @@ class LearnerWorker(FleetActor):
             for i, row_ids in enumerate(micro_batches):
                 micro_batch = MicroBatch.of(batch, row_ids, self.engine.device)
                 record = None if router is None else RouterRecord()
-                logprobs, entropy = self.engine(
-                    *micro_batch.forward_arguments, **self._arguments, with_entropy=True, router=record
-                )
-                loss, sums = policy_loss(logprobs, entropy, micro_batch, self.config.algorithm, plan.denominator)
+                loss, sums = self._loss(micro_batch, record, plan.denominator)
                 if router is not None:
                     loss = loss + router.loss(record if row_ids else None)
                     sums["loss"] = loss.detach()
@@ -313,6 +383,24 @@ class LearnerWorker(FleetActor):
             router=mean_metrics(routers),
             stopped=stopped,
         )
+
+    def _loss(
+        self, micro_batch: MicroBatch, record: RouterRecord | None, denominator: float
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        algorithm = self.config.algorithm
+        if algorithm.loss == "distillation":
+            of_logits = distillation_values(micro_batch, self.config)
+            values, _ = self.engine(
+                *micro_batch.forward_arguments,
+                chunk_tokens=self.config.learner.logprob_chunk_tokens,
+                router=record,
+                of_logits=of_logits,
+            )
+            return distillation_loss(values, micro_batch, algorithm, denominator)
+        logprobs, entropy = self.engine(
+            *micro_batch.forward_arguments, **self._arguments, with_entropy=True, router=record
+        )
+        return policy_loss(logprobs, entropy, micro_batch, algorithm, denominator)
 
     def _router_step(self, batch: TrainBatch, plan: StepPlan) -> RouterStep | None:
         """The routers' losses of one optimiser step, its tokens counted by expert where that must come first."""

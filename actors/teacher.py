@@ -20,10 +20,15 @@ import ray
 
 from actors.fleet import Err, Fleet, FleetActor
 from actors.training_process import process_environment
+from model.config import Qwen3Config
+from model.folder import read_config
 from rlplatform import sharding
-from rlplatform.config import ModelConfig, TeacherConfig
+from rlplatform.config import ConfigError, ModelConfig, TeacherConfig
+from rlplatform.flops import forward_flops
 from rlplatform.roles import RunStopped
-from rlplatform.types import Metrics, RolloutBatch, TrainBatch
+from rlplatform.servable import tokenizer_of
+from rlplatform.types import Metrics, RolloutBatch, TeacherTargets, TrainBatch
+from rlplatform.vocabulary import VocabularyError, check_vocabularies
 
 if TYPE_CHECKING:
     import torch
@@ -40,23 +45,26 @@ class TeacherWorker(FleetActor):
         model: how the student is loaded: the teacher's positions are its own, its dtype is ``config.dtype``.
     """
 
-    def __init__(self, config: TeacherConfig, model: ModelConfig) -> None:
+    def __init__(self, config: TeacherConfig, model: ModelConfig, num_ids: int) -> None:
         import torch
 
         from model.hf import load_policy
         from model.logprobs import TokenScorer
 
-        self._config = config
+        self._config, self._num_ids = config, num_ids
         self._device = torch.device("cuda" if config.gpus_per_worker > 0 else "cpu")
         policy = load_policy(config.path, dtype=config.dtype, trust_remote_code=model.trust_remote_code)
         self._scorer = TokenScorer(policy).requires_grad_(False).to(self._device).eval()
 
+    def num_rows(self) -> int:
+        """Rows of its output matrix."""
+        return int(self._scorer.head.weight.shape[0])
+
     def targets(
         self, batch: RolloutBatch, micro_batches: Sequence[Sequence[int]]
-    ) -> list[tuple[np.ndarray, np.ndarray | None, np.ndarray]]:
-        """For each micro-batch (rows of ``batch``): which of the batch's loss tokens these are, int64 [n], counted from
-        0; the token ids int32 [n, K] (None: the whole vocabulary, in order); their log-probabilities float32 [n, K] at
-        ``teacher.temperature``."""
+    ) -> list[tuple[np.ndarray, TeacherTargets]]:
+        """For each micro-batch (rows of ``batch``): which of the batch's loss tokens these are, int64 [n] counted from
+        0, and the teacher's distributions there."""
         import torch
 
         from actors.learner_worker import MicroBatch
@@ -68,27 +76,34 @@ class TeacherWorker(FleetActor):
             part = MicroBatch.of(whole, row_ids, self._device)
             with torch.no_grad():
                 packed, _ = self._scorer(
-                    *part.forward_arguments, chunk_tokens=self._config.logprob_chunk_tokens, of_logits=self._top
+                    *part.forward_arguments, chunk_tokens=self._config.logprob_chunk_tokens, of_logits=self._pack
                 )
             where = sharding.token_index(batch.cu_seqlens, row_ids)
-            mine = places[where[batch.loss_mask[where]]]
-            results.append((mine, *self._unpacked(packed)))
+            results.append((places[where[batch.loss_mask[where]]], self._unpack(packed.cpu().numpy())))
         return results
 
-    def _top(self, logits: torch.Tensor, positions: slice) -> torch.Tensor:
+    @property
+    def _is_whole(self) -> bool:
+        return not 0 < self._config.top_k < self._num_ids
+
+    def _pack(self, logits: torch.Tensor, positions: slice) -> torch.Tensor:
+        """One tensor a chunk: [n, V], or [n, 2 K + 1] in float64, which holds every id exactly."""
         import torch
 
-        log_p = torch.log_softmax(logits / self._config.temperature, dim=-1)
-        if not 0 < self._config.top_k < log_p.shape[-1]:
-            return log_p
-        values, ids = log_p.topk(self._config.top_k, dim=-1)
-        return torch.stack((values.double(), ids.double()), dim=1)  # one tensor; float64 holds every id exactly
+        from rlplatform.divergences import top_k
 
-    def _unpacked(self, packed: torch.Tensor) -> tuple[np.ndarray | None, np.ndarray]:
-        if packed.ndim == 2:
-            return None, packed.cpu().numpy()
-        values, ids = packed.cpu().numpy().swapaxes(0, 1)
-        return ids.astype(np.int32), values.astype(np.float32)
+        logits = logits[:, : self._num_ids]
+        if self._is_whole:
+            return torch.log_softmax(logits, dim=-1)
+        top = top_k(logits, self._config.top_k, temperature=self._config.temperature)
+        return torch.cat((top.logprobs.double(), top.ids.double(), top.rest[:, None].double()), dim=1)
+
+    def _unpack(self, packed: np.ndarray) -> TeacherTargets:
+        if self._is_whole:
+            return TeacherTargets(packed, None, None, self._num_ids)
+        k = self._config.top_k
+        logprobs, ids, rest = packed[:, :k], packed[:, k : 2 * k], packed[:, 2 * k]
+        return TeacherTargets(logprobs.astype(np.float32), ids.astype(np.int32), rest.astype(np.float32), self._num_ids)
 
 
 class TeacherFleet:
@@ -100,6 +115,7 @@ class TeacherFleet:
 
     def __init__(self, config: TeacherConfig, model: ModelConfig) -> None:
         self._config = config
+        num_ids = shared_ids(config, model)
         use_gpu = config.gpus_per_worker > 0
         self._fleet: Fleet[TeacherWorker] = Fleet(
             TeacherWorker,
@@ -107,12 +123,13 @@ class TeacherFleet:
             config.num_workers,
             cpus=config.cpus_per_worker,
             gpus=config.gpus_per_worker,
-            actor_args=lambda worker: (config, model),
+            actor_args=lambda worker: (config, model, num_ids),
             env=process_environment(use_gpu=use_gpu, num_threads=max(1, int(config.cpus_per_worker))),
             call_timeout_s=config.call_timeout_s,
             change="teacher.num_workers or teacher.cpus_per_worker",
         )
-        self._tokens, self._seconds = 0, 0.0
+        self._flops_of = read_qwen3_config(config.path)
+        self._tokens, self._seconds, self._flops = 0, 0.0, 0.0
 
     def add_targets(self, batch: TrainBatch) -> TrainBatch:
         """The batch with what the teacher makes of its loss tokens.
@@ -126,19 +143,27 @@ class TeacherFleet:
         shared = ray.put(rows)
         waiting = []
         for shard in sharding.shard_rows(lengths, self._config.num_workers):
-            parts = sharding.micro_batches(lengths[shard], self._config.max_tokens_per_micro_batch)
             if len(shard):
-                waiting.append([shard[part].tolist() for part in parts])
+                micro = sharding.micro_batches(lengths[shard], self._config.max_tokens_per_micro_batch)
+                waiting.append([shard[part].tolist() for part in micro])
         found = self._collect(shared, waiting)
         self._tokens += len(rows.token_ids)
         self._seconds += time.perf_counter() - began
-        order = np.argsort(np.concatenate([mine for mine, _, _ in found]), kind="stable")
-        logprobs = np.concatenate([values for _, _, values in found])[order]
-        ids = [part for _, part, _ in found if part is not None]
-        return replace(batch, teacher_logprobs=logprobs, teacher_ids=np.concatenate(ids)[order] if ids else None)
+        if self._flops_of is not None:
+            self._flops += sum(forward_flops(self._flops_of, int(length)) for length in lengths)
+        order = np.argsort(np.concatenate([mine for mine, _ in found]), kind="stable")
+        parts = [targets for _, targets in found]
+        whole = parts[0].ids is None
+        joined = TeacherTargets(
+            np.concatenate([part.logprobs for part in parts]),
+            None if whole else np.concatenate([part.ids for part in parts if part.ids is not None]),
+            None if whole else np.concatenate([part.rest for part in parts if part.rest is not None]),
+            parts[0].num_ids,
+        )
+        return replace(batch, teacher=joined.take(order))
 
-    def _collect(self, shared: Any, waiting: list[list[list[int]]]) -> list[tuple[np.ndarray, Any, np.ndarray]]:
-        found: list[tuple[np.ndarray, Any, np.ndarray]] = []
+    def _collect(self, shared: Any, waiting: list[list[list[int]]]) -> list[tuple[np.ndarray, TeacherTargets]]:
+        found: list[tuple[np.ndarray, TeacherTargets]] = []
         jobs: dict[int, tuple[list[list[int]], int]] = {}  # call -> micro-batches, times sent
         busy: set[int] = set()
         queue = [(parts, 0) for parts in waiting]
@@ -161,10 +186,35 @@ class TeacherFleet:
 
     def metrics(self) -> Metrics:
         """Since the last call."""
-        tokens, seconds = self._tokens, self._seconds
-        self._tokens, self._seconds = 0, 0.0
-        return {"teacher/tokens": float(tokens), "teacher/seconds": seconds}
+        metrics = {"teacher/tokens": float(self._tokens), "teacher/seconds": self._seconds}
+        if self._flops_of is not None:
+            metrics["teacher/flops"] = self._flops
+        self._tokens, self._seconds, self._flops = 0, 0.0, 0.0
+        return metrics
 
     def close(self) -> None:
         """End every worker."""
         self._fleet.close()
+
+
+def shared_ids(config: TeacherConfig, model: ModelConfig) -> int:
+    """How many token ids teacher and student share; read from both folders, before any process starts.
+
+    Raises:
+        ConfigError: they do not speak of the same tokens.
+    """
+    trust = model.trust_remote_code
+    student, teacher = (tokenizer_of(path, trust_remote_code=trust) for path in (model.path, config.path))
+    rows = [int(read_config(path)["vocab_size"]) for path in (model.path, config.path)]
+    try:
+        return check_vocabularies(student, teacher, student_rows=rows[0], teacher_rows=rows[1])
+    except VocabularyError as error:
+        raise ConfigError(f"teacher.path {config.path}: {error}") from error
+
+
+def read_qwen3_config(path: str) -> Qwen3Config | None:
+    """The teacher's shape, for counting operations; None where it is no Qwen3."""
+    try:
+        return Qwen3Config.from_hf(read_config(path))
+    except (KeyError, ValueError):
+        return None

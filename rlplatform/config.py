@@ -162,7 +162,11 @@ class AlgorithmConfig(TrackedReads):
     advantage: Literal["group_mean_std", "group_mean", "leave_one_out"] = (
         "group_mean_std"  # see rlplatform/advantages.py
     )
-    loss: Literal["clipped_policy_gradient"] = "clipped_policy_gradient"  # see rlplatform/losses.py
+    loss: Literal["clipped_policy_gradient", "distillation"] = (
+        "clipped_policy_gradient"  # see rlplatform/losses.py; distillation follows `teacher` instead of rewards
+    )
+    divergence: Literal["reverse_kl", "forward_kl", "jsd"] = "reverse_kl"  # of distillation: rlplatform/divergences.py
+    divergence_beta: float = 0.5  # of jsd: weight of the teacher in the mixture
     aggregation: Literal["token_mean", "sequence_mean", "constant_length"] = (
         "token_mean"  # how token losses become one number; its denominator is global
     )
@@ -200,6 +204,10 @@ class AlgorithmConfig(TrackedReads):
                 f"algorithm.kl_estimator: expected {' or '.join(fitting)} with kl_in={self.kl_in}, "
                 f"got {self.kl_estimator}: another one does not have the gradient of the KL there",
             )
+        _require(
+            self.divergence != "jsd" or 0 < self.divergence_beta < 1,
+            f"algorithm.divergence_beta: expected in (0, 1), got {self.divergence_beta}",
+        )
         _require(self.importance_cap >= 0, f"algorithm.importance_cap: expected >= 0, got {self.importance_cap}")
 
 
@@ -365,6 +373,7 @@ class RLConfig(TrackedReads):
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     publish: PublishConfig = field(default_factory=PublishConfig)
@@ -382,6 +391,19 @@ class RLConfig(TrackedReads):
             "forwards of one token must agree, or the ratios of the loss are noise",
         )
         _require(bool(self.reward.functions), "reward.functions: expected at least one, e.g. {math: 1.0}")
+        distills = self.algorithm.loss == "distillation"
+        _require(
+            distills == bool(self.teacher.path),
+            f"teacher.path: expected a model with algorithm.loss=distillation and none without, got "
+            f"{self.teacher.path!r} with {self.algorithm.loss}",
+        )
+        _require(
+            not (
+                distills and (self.algorithm.kl_coef or self.algorithm.dynamic_sampling or self.algorithm.entropy_coef)
+            ),
+            "algorithm: expected kl_coef=0, entropy_coef=0 and dynamic_sampling=false with loss=distillation, which "
+            "knows no reference and reads no reward",
+        )
         rows = self.prompts_per_step * self.group_size
         _require(
             rows % self.updates_per_step == 0,

@@ -281,10 +281,11 @@ def _start(config: RLConfig, folder: RunFolder, stack: ExitStack) -> tuple[Any, 
     from actors.learner import LearnerGroup
     from actors.reward_service import RewardService
     from actors.rollout_fleet import RolloutFleet
+    from actors.teacher import TeacherFleet
     from actors.weight_sync import WeightSync
 
     os.environ["RLPLATFORM_LOG_DIR"] = str(folder.logs.resolve())
-    with ThreadPoolExecutor(3) as pool:
+    with ThreadPoolExecutor(4) as pool:
         starts: list[Future[Any]] = [
             pool.submit(
                 RolloutFleet,
@@ -298,6 +299,8 @@ def _start(config: RLConfig, folder: RunFolder, stack: ExitStack) -> tuple[Any, 
             pool.submit(RewardService, config.reward),
             pool.submit(LearnerGroup, config, config.model.path, dump_dir=str(folder.path.resolve())),
         ]
+        if config.teacher.path:
+            starts.append(pool.submit(TeacherFleet, config.teacher, config.model))
         started, errors = [], []
         for future in starts:
             try:
@@ -308,8 +311,10 @@ def _start(config: RLConfig, folder: RunFolder, stack: ExitStack) -> tuple[Any, 
                 errors.append(error)
     if errors:
         raise errors[0]
-    fleet, service, learner = started
+    fleet, service, learner, *teachers = started
     learner.attach(WeightSync(fleet, config.publish))
+    for teacher in teachers:
+        learner.attach_teacher(teacher)
     return fleet, service, learner
 
 

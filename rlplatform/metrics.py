@@ -117,6 +117,12 @@ REGISTRY: tuple[Metric, ...] = (
         "of the policy's next-token distribution; falling to 0 is collapse",
     ),
     Metric("policy/kl_ref", "nats a token", "mean", TOKENS, "k3 estimate of KL(policy || reference)"),
+    Metric(
+        "distill/divergence", "nats", "mean", TOKENS, "from the teacher, as algorithm.divergence says; watch this fall"
+    ),
+    Metric("teacher/tokens", "tokens", "sum", "the step", "prompt and completion tokens the teacher read"),
+    Metric("teacher/seconds", "s", "sum", "the step", "waited for the teacher"),
+    Metric("teacher/flops", "FLOP", "sum", "the step", "of the teacher's forward passes, counted from its shape"),
     Metric("policy/ratio_mean", "ratio", "mean", TOKENS, "new / old probability; 1 on the first optimiser step"),
     Metric("policy/clip_low_share", "share", "mean", TOKENS, "tokens whose ratio was clipped from below"),
     Metric("policy/clip_high_share", "share", "mean", TOKENS, "tokens whose ratio was clipped from above"),

@@ -74,7 +74,7 @@ class Batches:
             scored = self._wait(step)
             kept, counts = drop_zero_variance(
                 scored,
-                drop=algorithm.drop_zero_variance,
+                drop=algorithm.drop_zero_variance and algorithm.loss != "distillation",  # it reads no reward
                 score_range=self._score_range,
                 **config.shaping,
             )

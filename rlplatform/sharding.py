@@ -48,8 +48,7 @@ def take_train_rows(batch: TrainBatch, row_ids: Sequence[int] | np.ndarray) -> T
         batch=take_rows(batch.batch, row_ids),
         old_logprobs=None if batch.old_logprobs is None else batch.old_logprobs[tokens],
         ref_logprobs=None if batch.ref_logprobs is None else batch.ref_logprobs[tokens],
-        teacher_logprobs=None if batch.teacher_logprobs is None else batch.teacher_logprobs[loss_tokens],
-        teacher_ids=None if batch.teacher_ids is None else batch.teacher_ids[loss_tokens],
+        teacher=None if batch.teacher is None else batch.teacher.take(loss_tokens),
     )
 
 

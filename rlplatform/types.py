@@ -161,6 +161,38 @@ class RolloutBatch:
 
 
 @dataclass(frozen=True)
+class TeacherTargets:
+    """A teacher's next-token distribution at N positions.
+
+    Without ``ids`` it is whole: K = num_ids, in order, at temperature 1. With them, K likely tokens and the mass of all
+    others, at the temperature of the divergence.
+    """
+
+    logprobs: np.ndarray  # float32 [N, K]
+    ids: np.ndarray | None  # int32 [N, K]
+    rest: np.ndarray | None  # float32 [N], log of the mass of the tokens not in ids
+    num_ids: int  # of the vocabulary that teacher and student share; logits beyond it are left out on both sides
+
+    def __post_init__(self) -> None:
+        _check_dtype("TeacherTargets", np.float32, logprobs=self.logprobs)
+        if (self.ids is None) != (self.rest is None):
+            raise ValueError("TeacherTargets: expected ids and rest, or neither")
+        if self.ids is not None and self.rest is not None:
+            _check_dtype("TeacherTargets", np.int32, ids=self.ids)
+            _check_dtype("TeacherTargets", np.float32, rest=self.rest)
+            if self.ids.shape != self.logprobs.shape or len(self.rest) != len(self.ids):
+                raise ValueError(
+                    f"TeacherTargets: expected ids of shape {self.logprobs.shape} and {len(self.logprobs)} rests, "
+                    f"got {self.ids.shape} and {len(self.rest)}"
+                )
+
+    def take(self, where: np.ndarray) -> TeacherTargets:
+        """Those of some positions, int64 [n]."""
+        ids, rest = (None if array is None else array[where] for array in (self.ids, self.rest))
+        return TeacherTargets(self.logprobs[where], ids, rest, self.num_ids)
+
+
+@dataclass(frozen=True)
 class TrainBatch:
     """A batch with the learner's own logprobs: what ``Learner.update`` takes.
 
@@ -172,9 +204,7 @@ class TrainBatch:
     batch: RolloutBatch
     old_logprobs: np.ndarray | None  # float32 [T], before the update; 0 where loss_mask is False
     ref_logprobs: np.ndarray | None  # float32 [T], the frozen reference; 0 where loss_mask is False
-    # Distillation: the teacher's distribution at the N loss tokens, in order. Without ids: the whole vocabulary.
-    teacher_logprobs: np.ndarray | None = None  # float32 [N, K]
-    teacher_ids: np.ndarray | None = None  # int32 [N, K], whose log-probabilities these are
+    teacher: TeacherTargets | None = None  # of the N loss tokens, in order; distillation only
 
     def __post_init__(self) -> None:
         for name in ("old_logprobs", "ref_logprobs"):
@@ -182,16 +212,11 @@ class TrainBatch:
             if array is not None:
                 _check_length("TrainBatch", token_ids=self.batch.token_ids, **{name: array})
                 _check_dtype("TrainBatch", np.float32, **{name: array})
-        if self.teacher_logprobs is not None:
-            _check_dtype("TrainBatch", np.float32, teacher_logprobs=self.teacher_logprobs)
-            ids = self.teacher_ids
-            if len(self.teacher_logprobs) != self.batch.num_loss_tokens or (
-                ids is not None and ids.shape != self.teacher_logprobs.shape
-            ):
-                raise ValueError(
-                    f"TrainBatch: expected the teacher's log-probabilities of {self.batch.num_loss_tokens} loss tokens "
-                    f"and ids of one shape, got {self.teacher_logprobs.shape} and {None if ids is None else ids.shape}"
-                )
+        if self.teacher is not None and len(self.teacher.logprobs) != self.batch.num_loss_tokens:
+            raise ValueError(
+                f"TrainBatch: expected the teacher's distribution at {self.batch.num_loss_tokens} loss tokens, "
+                f"got {len(self.teacher.logprobs)}"
+            )
 
 
 @dataclass(frozen=True)
