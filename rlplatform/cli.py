@@ -154,6 +154,47 @@ def submit(
 
 
 @app.command()
+def chat(
+    model: Annotated[str, typer.Argument(help="A Hugging Face folder or hub id.")],
+    budget: Annotated[int | None, typer.Option(min=0, help="Tokens of thought, then it must answer.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Of an answer, thought included.")] = 1024,
+    max_model_len: Annotated[int, typer.Option(help="Of the whole conversation, in tokens.")] = 4096,
+    temperature: Annotated[
+        float | None, typer.Option(help="Default: the Qwen3 report's sampling for the mode in force.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+) -> None:
+    """Talk to a model in the terminal: /think, /no_think, a thinking budget. `:help` lists commands."""
+    from rlplatform.chat import talk_to
+
+    _guarded(
+        lambda: talk_to(
+            model,
+            budget=budget,
+            max_new_tokens=max_new_tokens,
+            max_model_len=max_model_len,
+            temperature=temperature,
+            dtype=dtype,
+        )
+    )
+
+
+@app.command()
+def serve(
+    model: Annotated[str, typer.Argument(help="A Hugging Face folder or hub id.")],
+    host: Annotated[str, typer.Option(help="Where to listen.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Where to listen.")] = 8000,
+    max_model_len: Annotated[int, typer.Option(help="Tokens, prompt and answer together.")] = 4096,
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    name: Annotated[str, typer.Option(help="What clients call the model; default: the folder's name.")] = "",
+) -> None:
+    """An OpenAI-compatible endpoint with this model's template, thoughts apart, and a thinking budget a request."""
+    from rlplatform.endpoint import serve as serve_model
+
+    _guarded(lambda: serve_model(model, host=host, port=port, max_model_len=max_model_len, dtype=dtype, name=name))
+
+
+@app.command()
 def version() -> None:
     """Print the version."""
     import rlplatform
