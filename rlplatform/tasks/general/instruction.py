@@ -175,7 +175,7 @@ TASKS = (
         "instruction",
         "rule",
         "an answer of exactly so many words about a thing",
-        {**FORMAT, "length": 0.6, "on_topic": part(CHECKLIST, 0.2)},
+        {**FORMAT, "length": part("length", 0.6, needs=["on_topic"]), "on_topic": part(CHECKLIST, 0.2)},
         word_count,
     ),
     Task("keywords", "instruction", "rule", "one short sentence with given words", _INSTRUCTION, keywords),

@@ -168,8 +168,8 @@ TASKS = (
         "sentences that do not repeat each other",
         {
             **FORMAT,
-            "repetition": 0.3,
-            "sentences": part("instruction", 0.5, args={"scoring": "all"}, needs={"repetition": 0.9}),
+            "repetition": part("repetition", 0.3, needs={"sentences": 0.75}),
+            "sentences": part("instruction", 0.5, needs={"repetition": 0.9}),
         },
         variety,
     ),

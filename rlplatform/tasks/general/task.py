@@ -124,7 +124,7 @@ class Task:
             for index in range(sizes[split]):
                 example = self._new(rng, difficulty, taken, sizes)
                 flags = example.flags or sample_flags(rng, len(example.history) + 1, flag_shares, system_share)
-                row = make_row(example, flags, self, row_id=f"{self.name}-{split}-{index:05d}")
+                row = make_row(example, flags, self.name, self.ability, row_id=f"{self.name}-{split}-{index:05d}")
                 splits[split].append({**row, "difficulty": difficulty})
         return splits
 
@@ -175,7 +175,7 @@ def flagged(text: str, flag: str) -> str:
     return f"{text} {flag}".strip()
 
 
-def make_row(example: Example, flags: tuple[str, ...], task: Task, *, row_id: str) -> Row:
+def make_row(example: Example, flags: tuple[str, ...], task: str, ability: str, *, row_id: str) -> Row:
     """One dataset row. Earlier answers stand in ``prompt`` as a template shows them, without their thoughts, and in
     ``messages`` with them."""
     thinking = modes(flags)
@@ -200,8 +200,8 @@ def make_row(example: Example, flags: tuple[str, ...], task: Task, *, row_id: st
     return {
         "id": row_id,
         "prompt": prompt,
-        "task": task.name,
-        "ability": task.ability,
+        "task": task,
+        "ability": ability,
         "thinking": thinking[-1],
         **example.columns,
         "messages": [*worked, {"role": "assistant", "content": answer}],

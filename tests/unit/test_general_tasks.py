@@ -1,0 +1,374 @@
+"""Every task of general RL: its prompts, splits and modes, and that its reward knows the good answer from the bad."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from model.chat import render_chat, render_example
+from model.tokenizer import chat_texts, train_bpe
+from rewards.base import OK, load_function
+from rewards.composition import read_parts
+from rewards.math import math_reward
+from rewards.runner import RewardPool
+from rlplatform.config import DataConfig
+from rlplatform.data import load_prompts
+from rlplatform.tasks.general import ABILITIES, TASKS, golden, page, reward_functions, suite
+from rlplatform.tasks.general.suite import apportion
+from rlplatform.tasks.general.task import Example, Task, make_row, modes
+from rlplatform.tasks.general.tools import TOOLS, offer
+
+ROOT = Path(__file__).parents[2]
+Row = dict[str, Any]
+FLAG = re.compile(r"(?:^|\s)/(no_)?think\b")
+
+
+def unflagged(messages: list[dict[str, str]]) -> str:
+    """What is asked, without flags: this file's own idea of when two prompts are the same."""
+    return json.dumps([FLAG.sub("", m["content"]).strip() for m in messages if m["role"] in ("system", "user", "tool")])
+
+
+# --- what there is --------------------------------------------------------------------------------------------------
+
+
+def test_the_suite_is_as_broad_as_the_report_says() -> None:
+    assert len(TASKS) >= 24
+    abilities, kinds = (Counter(getattr(task, what) for task in TASKS.values()) for what in ("ability", "kind"))
+    assert set(abilities) == set(ABILITIES)
+    assert min(abilities.values()) >= 3
+    assert kinds["with_reference"] >= 4
+    assert kinds["without_reference"] >= 4
+    assert kinds["rule"] >= 4
+    spoken = {code for task in TASKS.values() if "language" in task.functions for code in task.languages}
+    assert len(spoken) >= 5
+    assert len({task.about for task in TASKS.values()}) == len(TASKS)
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+def test_the_parts_of_a_task_weigh_1_and_exist(task: Task) -> None:
+    parts = read_parts(reward_functions([task.name]))
+    assert sum(part.weight for part in parts.values()) == pytest.approx(1.0)
+    assert {part.when["task"] for part in parts.values()} == {(task.name,)}
+    formats = [part for part in parts.values() if part.function == "format"]
+    assert len(formats) == 1  # every task asks for its mode
+
+
+# --- prompts and splits ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+def test_splits_are_large_disjoint_and_repeatable(task: Task) -> None:
+    sizes = {"num_sft": 40, "num_train": 210, "num_test": 60}
+    splits = task.rows(3, **sizes)
+    assert {name: len(rows) for name, rows in splits.items()} == {"test": 60, "train": 210, "sft": 40}
+    asked = [unflagged(row["prompt"]) for rows in splits.values() for row in rows]
+    assert len(set(asked)) == len(asked) == 310
+    ids = [row["id"] for rows in splits.values() for row in rows]
+    assert len(set(ids)) == len(ids)
+    assert task.rows(3, **sizes) == splits
+    assert task.rows(4, **sizes) != splits
+    assert task.rows(3, num_test=60, num_train=5)["test"] == splits["test"]  # whatever the other sizes
+
+
+@pytest.mark.parametrize("difficulty", [2, 3])
+@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+def test_harder_levels_hold_as_many_prompts(task: Task, difficulty: int) -> None:
+    rows = task.rows(0, num_train=230, num_test=30, difficulty=difficulty)
+    asked = {unflagged(row["prompt"]) for split in rows.values() for row in split}
+    assert len(asked) == 260
+    assert {row["difficulty"] for split in rows.values() for row in split} == {difficulty}
+
+
+def test_more_prompts_than_there_are_is_an_error() -> None:
+    few = Task("few", "format", "rule", "", {}, lambda rng, level: Example(str(rng.randrange(3)), "", "", ""))
+    assert len(few.rows(0, num_train=3)["train"]) == 3
+    with pytest.raises(ValueError, match=r"task few: no new prompt after 3 at difficulty 1.* need 4"):
+        few.rows(0, num_train=2, num_test=2)
+    with pytest.raises(ValueError, match="expected a difficulty of"):
+        few.rows(0, num_train=1, difficulty=4)
+    with pytest.raises(ValueError, match="sizes >= 0"):
+        few.rows(0, num_train=-1)
+    with pytest.raises(ValueError, match="flag_shares"):
+        few.rows(0, num_train=1, flag_shares={"thnik": 1.0})
+    with pytest.raises(ValueError, match="flag_shares"):
+        few.rows(0, num_train=1, flag_shares={})
+    with pytest.raises(ValueError, match="system_share"):
+        few.rows(0, num_train=1, system_share=1.5)
+    with pytest.raises(ValueError, match="expected an ability"):
+        Task("bad", "cooking", "rule", "", {}, few.draw)
+
+
+# --- modes ----------------------------------------------------------------------------------------------------------
+
+
+def asked_mode(messages: list[dict[str, str]]) -> bool:
+    """The last flag in system and user messages; thinking where there is none."""
+    said = " ".join(message["content"] for message in messages if message["role"] in ("system", "user"))
+    flags = re.findall(r"(?<!\S)/(?:no_)?think(?!\S)", said)
+    return not flags or flags[-1] == "/think"
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+def test_worked_answers_think_as_the_flags_say(task: Task) -> None:
+    for row in task.rows(5, num_train=60)["train"]:
+        assert row["thinking"] == asked_mode(row["prompt"])
+        messages = row["messages"]
+        for place, message in enumerate(messages):
+            if message["role"] == "assistant":
+                thought = re.fullmatch(r"<think>\n(.*?)\n</think>\n\n(\S.*)", message["content"], re.DOTALL)
+                assert thought is not None, message
+                assert bool(thought[1].strip()) == asked_mode(messages[:place])
+        assert re.match(r"<think>\n.*\n</think>\n\n\S", row["rejected"], re.DOTALL)
+        assert bool(row["rejected"].partition("</think>")[0].removeprefix("<think>").strip()) == row["thinking"]
+        # The prompt is what is worked, but for the thoughts of earlier turns.
+        assert [m["role"] for m in row["prompt"]] == [m["role"] for m in messages[:-1]]
+        for shown, worked in zip(row["prompt"], messages, strict=False):
+            if shown["role"] == "assistant":
+                assert worked["content"].endswith(shown["content"])
+            else:
+                assert shown == worked
+
+
+def test_flags_are_sampled_by_their_shares() -> None:
+    shares = {"think": 0.2, "no_think": 0.5, "none": 0.3}
+    rows = TASKS["glossary"].rows(0, num_train=1000, flag_shares=shares, system_share=0.25)["train"]
+    counts: Counter[str] = Counter()
+    for row in rows:
+        said = [(m["role"], flag[0].strip()) for m in row["prompt"] if (flag := FLAG.search(m["content"]))]
+        assert len(said) <= 1
+        counts.update([said[0][1] if said else "none"])
+        counts.update(f"in {role}" for role, _ in said)
+    assert counts["/think"] == pytest.approx(200, abs=50)
+    assert counts["/no_think"] == pytest.approx(500, abs=60)
+    assert counts["in system"] == pytest.approx(700 / 4, abs=50)
+    assert {row["thinking"] for row in TASKS["table"].rows(0, num_train=50, flag_shares={"no_think": 1})["train"]} == {
+        False
+    }
+
+
+def test_modes_by_hand() -> None:
+    assert modes(["", ""]) == (True,)
+    assert modes(["/no_think", "", "/think", "", "/no_think"]) == (False, True, True, False)
+    assert modes(["/think", "", "/no_think", ""]) == (True, False, False)
+
+
+def test_dialogues_have_flags_at_every_place() -> None:
+    rows = TASKS["mode_dialogue"].rows(0, num_train=300)["train"]
+    users = [[m["content"] for m in row["prompt"] if m["role"] == "user"] for row in rows]
+    kinds = {tuple((flag := FLAG.search(text)) and flag[0].strip() for text in texts) for texts in users}
+    assert {(a, b) for a in ("/think", "/no_think", None) for b in ("/think", "/no_think", None)} <= kinds
+    system = TASKS["mode_system"].rows(0, num_train=300)["train"]
+    assert all(FLAG.search(row["prompt"][0]["content"]) and row["prompt"][0]["role"] == "system" for row in system)
+    overruled = [r for r in system if r["thinking"] != (not r["prompt"][0]["content"].endswith("/no_think"))]
+    assert 30 < len(overruled) < 150
+
+
+def test_a_row_by_hand() -> None:
+    example = Example("Say: hat", "The word.", "hat", "cat", {"answer": "hat"}, system="Be brief.")
+    row = make_row(example, ("/think", "/no_think"), "t", "format", row_id="r")
+    prompt = [{"role": "system", "content": "Be brief. /think"}, {"role": "user", "content": "Say: hat /no_think"}]
+    assert row == {
+        "id": "r",
+        "prompt": prompt,
+        "task": "t",
+        "ability": "format",
+        "thinking": False,
+        "answer": "hat",
+        "messages": [*prompt, {"role": "assistant", "content": "<think>\n\n</think>\n\nhat"}],
+        "rejected": "<think>\n\n</think>\n\ncat",
+    }
+
+
+# --- rewards --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[Row]:
+    """A few of every task at every difficulty, and more of the first."""
+    drawn = [
+        row
+        for task in TASKS.values()
+        for level, number in ((1, 10), (2, 3), (3, 3))
+        for row in task.rows(11, num_test=number, difficulty=level)["test"]
+    ]
+    return json.loads(json.dumps(drawn))
+
+
+@pytest.fixture(scope="module")
+def score(rows: list[Row]):
+    """completions -> verdicts, by the whole suite's reward: every row goes to its own task's functions."""
+    columns = {name: [row.get(name) for row in rows] for name in {key for row in rows for key in row} - {"prompt"}}
+    with RewardPool(reward_functions(), 1, 20.0) as pool:
+        yield lambda said: pool.score([row["prompt"] for row in rows], said, columns)
+
+
+def by_task(rows: list[Row], verdicts: list[Any]) -> dict[str, list[float]]:
+    assert {verdict.status for verdict in verdicts} == {OK}, [v for v in verdicts if not v.ok][:1]
+    found = defaultdict(list)
+    for row, verdict in zip(rows, verdicts, strict=True):
+        found[row["task"]].append(verdict.score)
+    return found
+
+
+def test_the_worked_answer_has_the_full_score_and_the_other_less(rows: list[Row], score) -> None:
+    passing = score([golden(row)[0] for row in rows])
+    failing = score([golden(row)[1] for row in rows])
+    by_task(rows, passing)
+    for row, verdict in zip(rows, passing, strict=True):
+        assert verdict.score == pytest.approx(1.0), (row["task"], golden(row), verdict)
+    for name, scores in by_task(rows, failing).items():
+        assert max(scores) < 0.9, (name, max(scores))
+    for row, verdict in zip(rows, failing, strict=True):  # it fails for what it says, not for its mode
+        mode = verdict.parts.get("format", verdict.parts.get("mode"))
+        assert mode == 1.0, (row["task"], golden(row))
+
+
+def test_the_other_mode_costs_as_much_as_the_format_weighs(rows: list[Row], score) -> None:
+    def turned(row: Row) -> str:
+        answer = golden(row)[0].partition("</think>\n\n")[2]
+        thought = "" if row["thinking"] else "so it is"
+        return f"<think>\n{thought}\n</think>\n\n{answer}"
+
+    for name, scores in by_task(rows, score([turned(row) for row in rows])).items():
+        # The tasks of the mode count nothing else; elsewhere the 0.2 of `format` is lost, and no more than a
+        # thought in another language costs.
+        most = 0.0 if name.startswith("mode_") else 0.8
+        assert max(scores) == pytest.approx(most, abs=1e-9), name
+        assert min(scores) >= (0.6 if "language" in TASKS[name].functions and most else most) - 1e-9, name
+
+
+def test_answers_that_answer_nothing_are_not_worth_much(rows: list[Row], score) -> None:
+    def say(row: Row, text: str) -> str:
+        return f"<think>\nwell\n</think>\n\n{text}" if row["thinking"] else text
+
+    assert max(map(max, by_task(rows, score(["" for _ in rows])).values())) == 0.0
+    assert max(map(max, by_task(rows, score(["<think>\nhm" for _ in rows])).values())) <= 0.5
+    echoes = by_task(rows, score([say(row, FLAG.sub("", row["prompt"][-1]["content"])) for row in rows]))
+    for name, scores in echoes.items():
+        assert max(scores) < 0.95, name
+    constant = by_task(rows, score([say(row, "Yes, it is so.") for row in rows]))
+    for name, scores in constant.items():
+        assert max(scores) < 0.95, name
+        assert sum(scores) / len(scores) < 0.8, name
+
+
+def test_a_unit_is_converted_not_repeated() -> None:
+    rows = TASKS["unit_conversion"].rows(0, num_train=40)["train"]
+    asked = [re.search(r"(\d+) (\w+)\?", row["prompt"][-1]["content"]) for row in rows]
+    said = [f"\\boxed{{{match[1]} {match[2]}}}" for match in asked if match]
+    verdicts = math_reward([row["prompt"] for row in rows], said, [row["answer"] for row in rows])
+    assert [(verdict.status, verdict.score) for verdict in verdicts] == [(OK, 0.0)] * 40
+
+
+# --- all together ---------------------------------------------------------------------------------------------------
+
+
+def test_a_mixed_suite_follows_its_weights() -> None:
+    splits = suite(1, tasks={"table": 3.0, "polite": 1}, num_sft=0, num_train=41, num_test=8)
+    assert set(splits) == {"train", "test"}
+    assert Counter(row["task"] for row in splits["train"]) == {"table": 31, "polite": 10}
+    assert Counter(row["task"] for row in splits["test"]) == {"table": 6, "polite": 2}
+    assert [row["task"] for row in splits["train"]] != sorted(row["task"] for row in splits["train"])
+    assert suite(1, tasks={"table": 3.0, "polite": 1}, num_sft=0, num_train=41, num_test=8) == splits
+    everything = suite(0, num_sft=70, num_train=105, num_test=70)
+    assert {tuple(Counter(row["task"] for row in rows).values()) for rows in everything.values()} == {
+        (2,) * 35,
+        (3,) * 35,
+    }
+    asked = [unflagged(row["prompt"]) for rows in everything.values() for row in rows]
+    assert len(asked) == len(set(asked))
+
+
+def test_apportion_by_hand() -> None:
+    assert apportion(10, [1, 1, 1]) == [4, 3, 3]
+    assert apportion(3, [0.1, 0.8, 0.1]) == [0, 3, 0]
+    assert apportion(0, [1, 2]) == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("tasks", "message"),
+    [
+        (["tabel"], "did you mean 'table'"),
+        (["table", "table"], "different names"),
+        ({"table": 0.0}, "weights > 0"),
+        ([], "different names"),
+    ],
+)
+def test_a_selection_that_means_nothing_is_an_error(tasks: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        suite(0, tasks=tasks, num_sft=0, num_train=1, num_test=1)
+
+
+def test_rewards_are_routed_and_models_stand_beside_them() -> None:
+    found = reward_functions(
+        ["polite", "table", "single_call", "mode_single"],
+        without_reference={"preference": {"weight": 0.5, "clip": [-4, 4], "args": {"model": "m"}}},
+        with_reference={"judge": 0.3},
+    )
+    assert found["format"] == {"weight": 0.2, "when": {"task": ["polite", "table", "single_call"]}}
+    assert found["preference"]["when"] == {"task": ["polite"]}
+    assert found["preference"]["clip"] == [-4, 4]
+    assert found["judge"] == {"weight": 0.3, "when": {"task": ["table"]}}  # calls are compared, not judged
+    assert found["mode"]["when"] == {"task": ["mode_single"]}
+    assert set(read_parts(found)) == set(found)
+    with pytest.raises(ValueError, match=r"two parts are called 'format'"):
+        reward_functions(["polite"], without_reference={"format": 0.9})
+    assert "when" not in TASKS["polite"].functions["checklist"]  # the tasks themselves are left as they are
+
+
+def test_files_prompts_and_training_examples(tmp_path: Path) -> None:
+    """As the dataset stage writes them, prompts are loaded as for a run, and what is trained is the worked answers."""
+    args = {"num_sft": 70, "num_train": 70, "num_test": 0}
+    (tmp_path / "data").mkdir()
+    for split, made in load_function("rlplatform.tasks.general:suite", "function")(seed=0, **args).items():
+        lines = [json.dumps(row, ensure_ascii=False) for row in made]
+        (tmp_path / "data" / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    sft = [json.loads(line) for line in (tmp_path / "data" / "sft.jsonl").read_text().splitlines()]
+    assert sft == suite(0, **args)["sft"]
+    tokenizer = train_bpe(chat_texts([row["messages"] for row in sft]), 640, tmp_path / "tokenizer")
+    loaded = load_prompts(DataConfig(path=str(tmp_path / "data"), split="train", max_prompt_tokens=320), tokenizer)
+    assert len(loaded.prompts) == 70
+    assert not loaded.too_long
+    train = [json.loads(line) for line in (tmp_path / "data" / "train.jsonl").read_text().splitlines()]
+    for prompt, row in zip(loaded.prompts, train, strict=True):
+        assert list(prompt.messages) == row["prompt"]
+        assert prompt.columns["task"] == row["task"]
+        assert prompt.text.endswith("<|im_start|>assistant\n")
+        for message in row["prompt"]:
+            if message["role"] != "assistant":
+                assert message["content"] in prompt.text
+    for row in sft:
+        token_ids, mask = render_example(tokenizer, row["messages"])
+        said = [message["content"] for message in row["messages"] if message["role"] == "assistant"]
+        assert tokenizer.decode(token_ids[mask]) == "".join(f"{text}<|im_end|>" for text in said)
+
+
+def test_tools_stand_in_the_prompt_as_the_template_writes_them(tmp_path: Path) -> None:
+    text = offer(random.Random(0), ["weather"], 3)
+    shown = [json.loads(line) for line in text.split("<tools>\n")[1].split("\n</tools>")[0].splitlines()]
+    assert TOOLS["weather"].schema in shown
+    assert len(shown) == 4
+    tokenizer = train_bpe(["a b c"], 300, tmp_path / "tokenizer")
+    user = {"role": "user", "content": "What is the weather in Rome?"}
+    by_hand = render_chat(tokenizer, [{"role": "system", "content": text}, user], add_generation_prompt=True)
+    assert by_hand == render_chat(tokenizer, [user], tools=shown, add_generation_prompt=True)
+
+
+# --- what is written down -------------------------------------------------------------------------------------------
+
+
+def test_the_page_holds_the_table() -> None:
+    assert f"\n{page.table()}\n" in (ROOT / "docs" / "general_rl.md").read_text()
+
+
+def test_the_config_has_the_reward_of_every_task() -> None:
+    written = yaml.safe_load((ROOT / "configs" / "rl" / "general.yaml").read_text())
+    assert written["stages"]["rl"]["reward"]["functions"] == reward_functions()
+    assert yaml.safe_load(page.reward_yaml()) == reward_functions()
