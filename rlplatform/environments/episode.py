@@ -11,6 +11,7 @@ there (``model.turns``); no other template is known here.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from model.messages import render_chat
+from model.messages import RenderError, render_chat
 from model.turns import Conversation
 from rewards.format import prompt_opens_block
 from rlplatform.budget import BudgetTokens, first_call, second_call
@@ -69,20 +70,17 @@ class ChatTokens:
         self._added = sorted((str(token) for token in tokenizer.get_added_vocab()), key=len, reverse=True)
 
     @cached_property
+    def _end(self) -> str:
+        return Conversation(self.tokenizer, [_USER, _SPOKEN], template_kwargs=self._variables).end
+
+    @cached_property
     def turn_end(self) -> int:
         """The id that ends an assistant turn, ``<|im_end|>``."""
-        conversation = Conversation(self.tokenizer, [_USER, _SPOKEN], template_kwargs=self._variables)
-        return int(self.tokenizer.convert_tokens_to_ids(conversation.end))
+        return int(self.tokenizer.convert_tokens_to_ids(self._end))
 
     def opening(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> tuple[str, np.ndarray]:
         """(text, int32 [P]) of a first prompt, generation prompt included, encoded in one go as engines do."""
-        text = render_chat(
-            self.tokenizer,
-            messages,
-            tools=list(tools) or None,
-            add_generation_prompt=True,
-            template_kwargs={**self._variables, "enable_thinking": self._enable_thinking},
-        )
+        text = self._render(messages, tools)
         return text, np.asarray(self._encode(text), dtype=np.int32)
 
     def between(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> list[int]:
@@ -91,19 +89,25 @@ class ChatTokens:
         What the messages hold stays text: an ``<|im_end|>`` or ``</tool_response>`` in a tool's result is spelled out,
         never its control token, so that no result ends a turn or speaks as somebody else.
         """
-        cut = "\u2402"
-        while any(cut in str(message.get("content")) for message in messages) or cut in str(tools):
-            cut += "\u2402"
+        cut, word = "\u2402", "\u2403"  # that stand nowhere else: where to cut, and the assistant's last words
+        everything = json.dumps([[dict(message) for message in messages], list(tools)], ensure_ascii=False, default=str)
+        while cut in everything or word in everything:
+            cut, word = cut + "\u2402", word + "\u2403"
         spelled = [{**message, "content": self._spelled(str(message["content"]), cut)} for message in messages]
-        conversation = Conversation(
+        shown = self._render([_USER, {"role": "assistant", "content": word}, *spelled], tools)
+        _, found, tail = shown.partition(word + self._end)
+        if not found:
+            raise RenderError(f"the template does not write {self._end!r} after an assistant turn; got {shown[:200]!r}")
+        return [token for piece in tail.split(cut) for token in self._encode(piece)]
+
+    def _render(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> str:
+        return render_chat(
             self.tokenizer,
-            [_USER, _SPOKEN, *spelled],
+            messages,
             tools=list(tools) or None,
-            enable_thinking=self._enable_thinking,
             add_generation_prompt=True,
-            template_kwargs=self._variables,
+            template_kwargs={**self._variables, "enable_thinking": self._enable_thinking},
         )
-        return [token for piece in conversation.tail.split(cut) for token in self._encode(piece)]
 
     def _spelled(self, text: str, cut: str) -> str:
         for token in self._added:
