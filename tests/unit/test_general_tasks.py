@@ -20,7 +20,7 @@ from rewards.math import math_reward
 from rewards.runner import RewardPool
 from rlplatform.config import DataConfig
 from rlplatform.data import load_prompts
-from rlplatform.tasks.general import ABILITIES, TASKS, golden, page, reward_functions, suite
+from rlplatform.tasks.general import ABILITIES, TASKS, golden, page, results, reward_functions, suite
 from rlplatform.tasks.general.suite import apportion
 from rlplatform.tasks.general.task import Example, Task, make_row, modes
 from rlplatform.tasks.general.tools import TOOLS, offer
@@ -129,8 +129,10 @@ def test_worked_answers_think_as_the_flags_say(task: Task) -> None:
         assert bool(row["rejected"].partition("</think>")[0].removeprefix("<think>").strip()) == row["thinking"]
         # The prompt is what is worked, but for the thoughts of earlier turns.
         assert [m["role"] for m in row["prompt"]] == [m["role"] for m in messages[:-1]]
-        for shown, worked in zip(row["prompt"], messages, strict=False):
+        last = max(place for place, message in enumerate(messages) if message["role"] == "user")
+        for place, (shown, worked) in enumerate(zip(row["prompt"], messages, strict=False)):
             if shown["role"] == "assistant":
+                assert place > last or "<think>" not in shown["content"]
                 assert worked["content"].endswith(shown["content"])
             else:
                 assert shown == worked
@@ -359,6 +361,29 @@ def test_tools_stand_in_the_prompt_as_the_template_writes_them(tmp_path: Path) -
     user = {"role": "user", "content": "What is the weather in Rome?"}
     by_hand = render_chat(tokenizer, [{"role": "system", "content": text}, user], add_generation_prompt=True)
     assert by_hand == render_chat(tokenizer, [user], tools=shown, add_generation_prompt=True)
+
+
+def test_results_task_by_task(tmp_path: Path) -> None:
+    rows = [{"task": "a"}, {"task": "b"}, {"task": "a"}, {"task": "c"}]
+    path = tmp_path / "test.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert results.read_rows_of(path) == rows
+    records = [
+        {"prompt_id": "test-0", "reward": 1.0},
+        {"prompt_id": "test-0", "reward": 0.5},
+        {"prompt_id": "test-2", "reward": None},
+        {"prompt_id": "test-2", "reward": float("nan")},
+        {"prompt_id": "test-1", "reward": 0.2 + 0.8},
+    ]
+    found = results.per_task(rows, records)
+    assert found == {"a": results.TaskResult(4, 0.375, 0.25), "b": results.TaskResult(1, 1.0, 1.0)}
+    assert results.comparison({}, found).splitlines()[2:] == [
+        "| a | – | 25.0% | – | 0.375 |",
+        "| b | – | 100.0% | – | 1.000 |",
+    ]
+    for wrong in ("test-4", "x"):
+        with pytest.raises(ValueError, match="from SPLIT-0 to SPLIT-3"):
+            results.per_task(rows, [{"prompt_id": wrong, "reward": 1.0}])
 
 
 # --- what is written down -------------------------------------------------------------------------------------------
