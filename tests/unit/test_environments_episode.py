@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import random
 import re
 import shutil
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from transformers import PreTrainedTokenizerFast
 from model.chat import CHAT_TEMPLATE, encode_segments, render_chat, render_segments
 from model.tokenizer import load_tokenizer, train_bpe
 from rewards.base import ERROR, OK, TIMEOUT
+from rlplatform.batching import make_batch
 from rlplatform.budget import budget_tokens
 from rlplatform.completion import Sample
 from rlplatform.environments.base import Environment, load_environment
@@ -33,6 +35,7 @@ from rlplatform.environments.episode import (
     SampleRequest,
     call_seed,
 )
+from rlplatform.environments.groups import scored_group
 from rlplatform.environments.rows import expert, problems
 from rlplatform.environments.text import Policy, say, script
 from rlplatform.environments.tools import call_text
@@ -631,6 +634,86 @@ def test_seeds_of_calls_differ() -> None:
     assert len(set(seeds)) == 100
     assert call_seed(17, 0) == 17
     assert all(0 <= seed < 1 << 62 for seed in seeds)
+
+
+# --- as training data ------------------------------------------------------------------------------------------------
+
+
+def group(chat: ChatTokens, policies: Sequence[Policy], environment: Environment | None = None, **kwargs: Any) -> Any:
+    row = problems(2, environment="business", levels=(3,), num_sft=0, num_train=1, num_test=0)["train"][0]
+    environment = environment or load_environment("business")
+    episodes = [Episode(str(n), environment, row, seed=n) for n in range(len(policies))]
+    results = run_episodes(episodes, Speaker(chat, [policy or expert(row) for policy in policies]), chat, LIMITS)
+    return scored_group(results, prompt_id="p", step=0, **kwargs)
+
+
+def test_every_sampled_token_of_every_turn_has_its_episodes_advantage(chat: ChatTokens) -> None:
+    """On all turns of its own episode, and on nothing that an environment said."""
+    lazy, wrong = script(say("refused?", "no")), script(say(call_text("get_order", {"order": 1}), "one"), "refused?")
+    scored = group(chat, [None, lazy, wrong, None])
+    assert [verdict.score for verdict in scored.verdicts] == [1.0, 0.0, 0.0, 1.0]
+    batch = make_batch([scored], advantage="group_mean_std")
+    assert batch.num_rows == 4
+    turns: list[int] = []
+    for place, (start, stop) in enumerate(itertools.pairwise(batch.cu_seqlens)):
+        rollout = scored.group.rollouts[place]
+        prompt = len(scored.group.prompt.token_ids)
+        expected = np.concatenate([np.zeros(prompt, dtype=np.bool_), rollout.loss_mask])
+        np.testing.assert_array_equal(batch.loss_mask[start:stop], expected)
+        advantages = batch.advantages[start:stop]
+        assert len(set(advantages[expected])) == 1
+        assert (advantages[expected][0] > 0) == (scored.verdicts[place].score == 1.0)
+        assert not advantages[~expected].any()
+        ends = (batch.token_ids[start:stop] == chat.turn_end) & expected
+        turns.append(int(ends.sum()))
+    assert turns[1:3] == [1, 2]
+    assert turns[0] == turns[3] > 1
+    assert int(batch.loss_mask.sum()) == sum(int(rollout.loss_mask.sum()) for rollout in scored.group.rollouts)
+
+
+def test_failed_environments_stay_out_of_the_group(chat: ChatTokens) -> None:
+    class Fails:
+        def __init__(self) -> None:
+            self._count = 0
+
+        def reset(self, *, seed: int, row: Any) -> Opening:
+            return Opening([USER])
+
+        def step(self, message: Message) -> Step:
+            if message["content"] == "bad":
+                raise OSError("down")
+            return Step([], float(message["content"]), terminated=True)
+
+    environment = Environment("fails", Fails, False)
+    scored = group(chat, [script("1"), script("bad"), script("0"), script("1")], environment)
+    assert [verdict.status for verdict in scored.verdicts] == [OK, ERROR, OK, OK]
+    batch = make_batch([scored], advantage="group_mean_std")
+    np.testing.assert_array_equal(batch.rewards, [1.0, 0.0, 1.0])
+    without = group(chat, [script("1"), script("0"), script("1")], environment)
+    np.testing.assert_array_equal(
+        np.unique(batch.advantages), np.unique(make_batch([without], advantage="group_mean_std").advantages)
+    )
+
+
+def test_openings_of_a_group_are_one_prompt(chat: ChatTokens) -> None:
+    class Moody:
+        seen: ClassVar[list[int]] = []
+
+        def reset(self, *, seed: int, row: Any) -> Opening:
+            self.seen.append(1)
+            return Opening([{"role": "user", "content": str(len(self.seen))}])
+
+        def step(self, message: Message) -> Step:
+            return Step([], 1.0, terminated=True)
+
+    with pytest.raises(ValueError, match="episodes 0 and 1 begin with different prompts"):
+        group(chat, [script("a"), script("a")], Environment("moody", Moody, False))
+    with pytest.raises(ValueError, match="expected at least one episode"):
+        scored_group([], prompt_id="p", step=0)
+    scored = group(chat, [script("a")], answered(), columns={"level": 1}, index=3)
+    assert scored.group.prompt.messages == (USER,)
+    assert scored.group.prompt.columns == {"level": 1}
+    assert (scored.group.index, scored.group.num_rejected) == (3, 0)
 
 
 # --- the published tokenizer ----------------------------------------------------------------------------------------
