@@ -55,6 +55,7 @@ def test_points_are_shared_out_or_needed_all() -> None:
     assert checked("a c", *points) == 0.5
     assert checked("a c", *points, scoring="all") == 0.0
     assert checked("a b", *points, scoring="all") == 1.0
+    assert checked("a b", {"says": ["a"], "max_words": None}) == 1.0  # as a table of structs reads back
     (verdict,) = checklist_reward([""], ["a c"], [points])
     assert verdict.parts == {"says": 0.5, "avoids": 0.0, "max_words": 1.0}
     assert "says ['b']" in verdict.detail

@@ -35,7 +35,8 @@ def checklist_reward(
 
     With ``scoring="all"`` 1.0 for all of them, else 0.0.
 
-    A point is a mapping of one entry. Phrases are found as whole words in any case, ``rewards.instruction_text``:
+    A point is a mapping of one entry (nulls count as absent). Phrases are found as whole words in any case, see
+    ``rewards.instruction_text``:
 
     - ``says``: at least one of these phrases, ``avoids``: none of them, ``order``: all of them, first uses in order.
     - ``starts``, ``ends``: with one of these phrases.
@@ -114,9 +115,10 @@ def _points(value: Any) -> list[tuple[str, Any]] | None:
         return None
     points: list[tuple[str, Any]] = []
     for point in value:
-        if not isinstance(point, Mapping) or len(point) != 1:
+        given = {n: w for n, w in point.items() if w is not None} if isinstance(point, Mapping) else {}
+        if len(given) != 1:
             return None
-        ((name, what),) = point.items()
+        ((name, what),) = given.items()
         if name not in CHECKS:
             return None
         if name.endswith("_words"):
