@@ -76,7 +76,7 @@ _PART = re.compile(
     rf"(?:^|(?<=\s))(?:\(?([a-h]|[1-9]|i{{1,3}}|iv|v)[).]|(?:part|question)\s+([a-h1-9])\b[:.)]?)\s*(?={_ASK})", re.I
 )
 _PROOF = re.compile(
-    r"\b(?:dis)?prove (?:that|the|why|by)\b|(?:^|[.;:,]|\band|\bthen|\bplease|\bto)\s*show that\b|证明", re.I
+    r"\b(?:dis)?prove (?:that|the|why|by)\b|(?:^|[.;:,]|\band|\bthen|\bplease)\s*show that\b|证明", re.I
 )
 _POLITE = (
     r"(?:please |kindly |now |then |(?:can|could|would) you (?:please )?|i (?:want|need) you to |help me (?:to )?)*"
