@@ -38,7 +38,9 @@ def test_the_same_tokenizer_twice(folder: Path) -> None:
 
 
 def test_other_ids(folder: Path, tmp_path: Path) -> None:
+    """As many ids as the student's, and other tokens behind them: a teacher would score words that nobody wrote."""
     other = train_bpe(["other text altogether, and more of it"] * 5, 300, tmp_path)
+    assert len(other) == len(load(folder))
     with pytest.raises(VocabularyError, match=r"tokens differ.*off-policy"):
         check_vocabularies(load(folder), other, student_rows=400, teacher_rows=400)
 
