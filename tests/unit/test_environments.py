@@ -411,10 +411,10 @@ def test_a_stage_is_used_as_it_says() -> None:
 def test_state_does_not_leak_between_interleaved_episodes() -> None:
     """All interleavings of two episodes of three turns."""
     for order in sorted(set(itertools.permutations([0] * 3 + [1] * 3))):
-        scores, said = {}, [0, 0]
+        environment, scores, said = text(Counting), {}, [0, 0]
         with Stage() as stage:
             for key in (0, 1):
-                stage.start(key, text(Counting), {"until": 10 * key + 3}, seed=10 * key)
+                stage.start(key, environment, {"until": 10 * key + 3}, seed=10 * key)
             asked: set[int] = set()
             for key in (*order, 0, 1):
                 while key not in asked and key not in scores:
