@@ -485,7 +485,7 @@ def test_the_shop_checks_the_state_and_the_answer(rows: Any) -> None:
 @pytest.fixture(scope="module")
 def boxed() -> Any:
     """Cells of one episode, run behind walls."""
-    environment = PythonSandbox(timeout_s=3.0)
+    environment = PythonSandbox(timeout_s=10.0)
 
     def run(*cells: str) -> list[str]:
         environment.reset(seed=0, row={"prompt": "p", "answer": "1"})
@@ -549,7 +549,7 @@ def test_code_runs_behind_walls_as_it_does_here(boxed: Any, rows: Any) -> None:
     for row in rows["python_sandbox"][:6]:
         assert boxed(*row["cells"]) == [run_trusted(row["cells"][: n + 1]).text for n in range(len(row["cells"]))]
     row = next(row for row in rows["python_sandbox"] if row["level"] == 2)
-    found = converse(load_environment("python_sandbox"), row, expert(row))
+    found = converse(load_environment("python_sandbox", timeout_s=10.0), row, expert(row), step_timeout_s=60.0)
     assert found.verdict.score == 1.0
     assert list(found.messages) == row["messages"]
 

@@ -576,7 +576,7 @@ def test_errors_and_timeouts_of_environments_leave_what_was_sampled(chat: ChatTo
         Episode("parts", Environment("parts", parts, True), {}),
     ]
     try:
-        fail, hang, bad = run_episodes(episodes, speaker, chat, LIMITS, step_timeout_s=0.5)
+        fail, hang, bad = run_episodes(episodes, speaker, chat, LIMITS, step_timeout_s=2.0)
     finally:
         release.set()
     assert (fail.verdict.status, hang.verdict.status, bad.verdict.status) == (ERROR, TIMEOUT, ERROR)
@@ -593,7 +593,7 @@ def test_an_environment_that_gives_up_on_a_turn(chat: ChatTokens) -> None:
 
     async def impatient(row: Any, chat: Any) -> float:
         try:
-            await asyncio.wait_for(chat([USER]), 0.05)
+            await asyncio.wait_for(chat([USER]), 1.0)
         except TimeoutError:
             return 0.25
         return 1.0
