@@ -132,7 +132,8 @@ def _binds(budget: int, total: int, tokens: BudgetTokens) -> bool:
 
 
 def is_thinking(sampled: Sequence[int] | np.ndarray, tokens: BudgetTokens) -> bool:
-    """Is the thought open after these tokens? One that was never opened (``/no_think``) is not."""
+    """Is the thought open after these tokens? One that was never opened is not: an answer without a thought goes on
+    as it began, and a ``<think>`` that comes later in it is not interrupted."""
     ids = tuple(int(token) for token in sampled)
     opened = not tokens.open_think or _find(ids, tokens.open_think) >= 0
     return opened and _find(ids, tokens.end_think) < 0
