@@ -171,7 +171,6 @@ class EpisodeTokens:
         self._allowance = 0  # tokens of this turn
         self._first: Sample | None = None  # of a turn that has a budget
         self._num_calls = 0
-        self._insert: tuple[int, ...] = ()
         self._asked = 0
 
     def begin(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> bool:
