@@ -27,12 +27,11 @@ import asyncio
 import functools
 import inspect
 import math
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from inspect import Parameter, Signature
 from typing import Any
 
-from rewards.base import ERROR, RewardContractError, RewardLoadError, Verdict, rowwise
+from rewards.base import RewardContractError, RewardLoadError, Verdict, rowwise
 from rewards.format import text_of
 
 _VERL = ("data_source", "solution_str", "ground_truth", "extra_info")
@@ -41,10 +40,7 @@ Function = Callable[..., Any]
 
 
 def from_verl(fn: Function, name: str) -> Function:
-    """verl's ``compute_score``, row by row; an async one for all rows of a call at once.
-
-    Raises RewardLoadError when it can't be called so.
-    """
+    """verl's ``compute_score`` as a rowwise reward function. Raises RewardLoadError when it can't be called so."""
     settings = _settings(fn, _VERL, name)
 
     def arguments(row: int, completion: Any, columns: Mapping[str, Any]) -> dict[str, Any]:
@@ -67,16 +63,10 @@ def from_verl(fn: Function, name: str) -> Function:
 
     async def async_reward(completions: Sequence[Any], **given: Any) -> list[Verdict]:
         found, chosen = _split(given, columns)
+        calls = [fn(**arguments(row, completion, found), **chosen) for row, completion in enumerate(completions)]
+        return [_verl_verdict(name, row, value) for row, value in enumerate(await asyncio.gather(*calls))]
 
-        async def one(row: int, completion: Any) -> Verdict:
-            try:
-                return _verl_verdict(name, row, await fn(**arguments(row, completion, found), **chosen))
-            except Exception as error:  # of this row alone: the others are not asked again
-                return Verdict(0.0, ERROR, detail=_told(error))
-
-        return await asyncio.gather(*(one(row, completion) for row, completion in enumerate(completions)))
-
-    return _like(fn, async_reward, signature) if _is_async(fn) else rowwise(_like(fn, sync_reward, signature))
+    return rowwise(_like(fn, async_reward if _is_async(fn) else sync_reward, signature))
 
 
 def from_openrlhf(fn: Function, name: str) -> Function:
@@ -151,13 +141,6 @@ def _split(given: Mapping[str, Any], columns: Sequence[str]) -> tuple[dict[str, 
 
 def _is_async(fn: Function) -> bool:
     return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None))  # noqa: B004
-
-
-def _told(error: Exception) -> str:
-    """The traceback from the adapted function on."""
-    told = traceback.TracebackException.from_exception(error)
-    told.stack = traceback.StackSummary.from_list([frame for frame in told.stack if frame.filename != __file__])
-    return "".join(told.format()).rstrip() if told.stack else str(error)
 
 
 # --- values -----------------------------------------------------------------------------------------------------------
