@@ -295,6 +295,11 @@ def _tracebacks(error: BaseException) -> Iterable[Any]:
         tb = tb.tb_next
 
 
+def is_async(fn: RewardFn) -> bool:
+    """Is it an ``async def``, or an object whose call is one?"""
+    return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None))  # noqa: B004
+
+
 @dataclass(frozen=True)
 class Signature:
     """Which keywords a reward function takes."""
