@@ -63,6 +63,7 @@ class RewardModel(nn.Module):
         super().__init__()
         _drop_output_matrix(backbone)
         self.backbone = backbone
+        self.source = backbone.source
         self.settings = dict(settings)
         hidden = int(backbone.config.hidden_size)
         like = next(backbone.parameters())
@@ -99,10 +100,6 @@ class RewardModel(nn.Module):
     @property
     def config(self) -> Any:
         return self.backbone.config
-
-    @property
-    def source(self) -> str:
-        return self.backbone.source
 
     def hf_named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Parameters under transformers' names, each once."""

@@ -28,6 +28,7 @@ class Metric:
 
 
 ALL, USED, TOKENS = "all rollouts of the step", "rows trained on", "tokens with loss_mask 1"
+PAIRS, HELD_OUT_PAIRS = "pairs of the step", "held-out pairs"
 ROUTED = "tokens of rows trained on, prompts included; mean over optimiser steps"
 
 REGISTRY: tuple[Metric, ...] = (
@@ -248,6 +249,30 @@ REGISTRY: tuple[Metric, ...] = (
     Metric("loss_tokens", "tokens", "sum", "supervised steps", "targets: the loss's denominator"),
     Metric("seconds", "s", "sum", "supervised steps", "time of the step"),
     Metric("tokens_per_s", "tokens/s", "tokens / seconds", "supervised steps", "throughput"),
+    Metric("pairs", "count", "sum", PAIRS, "pairs of the step: the loss's denominator"),
+    Metric("preference/accuracy", "share", "mean, ties count half", PAIRS, "chosen scored above rejected"),
+    Metric("preference/margin", "nats", "mean", PAIRS, "chosen score minus rejected score"),
+    Metric(
+        "preference/score_mean", "nats", "mean over both answers", PAIRS, "level of the scores; centring keeps it at 0"
+    ),
+    Metric("preference/score_std", "nats", "standard deviation over both answers", PAIRS, "spread of the scores"),
+    Metric("eval/pair_accuracy", "share", "mean, ties count half", HELD_OUT_PAIRS, "chosen scored above rejected"),
+    Metric("eval/pair_loss", "nats", "mean", HELD_OUT_PAIRS, "-log sigmoid(margin); 0.693 is no opinion"),
+    Metric("eval/pair_margin", "nats", "mean", HELD_OUT_PAIRS, "chosen score minus rejected score"),
+    Metric(
+        "eval/pair_calibration_error",
+        "share",
+        "mean over pairs of the gap in their bin",
+        HELD_OUT_PAIRS,
+        "confidence (sigmoid of the absolute margin) against the share right, 10 bins",
+    ),
+    Metric(
+        "eval/pair_length_correlation",
+        "1",
+        "Pearson over pairs",
+        HELD_OUT_PAIRS,
+        "of margin and length difference: how far length explains the scores",
+    ),
     Metric("epoch", "epochs", "last", "supervised steps", "how often the dataset was gone through"),
     Metric("time/{part}", "s", "sum", "the step", "seconds in a phase of the loop"),
     Metric("time/step", "s", "sum", "the step", "the whole step, evaluation and saving included"),

@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from rlplatform.config import (
     DatasetConfig,
     EvalConfig,
     InitModelConfig,
+    PreferenceConfig,
     RecipeConfig,
     RLConfig,
     RunConfig,
@@ -169,7 +171,7 @@ def resolve_inputs(config: Any, finished: Mapping[str, dict[str, Any]]) -> Any:
 
     with reads_do_not_count():
         changes: dict[str, Any] = {}
-        for section in ("model", "data", "evaluation"):
+        for section in ("model", "data", "heldout", "evaluation"):
             part = getattr(config, section, None)
             if part is None:
                 continue
@@ -190,6 +192,8 @@ def stage_key(config: Any, resolved: Any, finished: Mapping[str, dict[str, Any]]
         paths = [getattr(getattr(resolved, "data", None), "path", "")]
         if isinstance(resolved, RLConfig):
             paths.append(resolved.evaluation.data.path)
+        if isinstance(resolved, PreferenceConfig):
+            paths.append(resolved.heldout.path)
     files = {path: _content(Path(path)) for path in paths if path and Path(path).exists()}
     text = json.dumps([values, parents, sorted(files.values())], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -245,19 +249,43 @@ def init_model(config: InitModelConfig) -> Outcome:
 
 def sft(config: SFTConfig) -> Outcome:
     from pretrain.sft import run_sft
+
+    def line(row: Mapping[str, Any]) -> str:
+        return f"loss {row['loss']:.3f}  {row.get('tokens_per_s', 0):,.0f} tok/s"
+
+    return _train(config, partial(run_sft, config, stop_at_probability=config.stop_at_probability), line)
+
+
+def preference(config: PreferenceConfig) -> Outcome:
+    from pretrain.preference import run_preference
+    from rlplatform.preference_report import table
+
+    def line(row: Mapping[str, Any]) -> str:
+        held_out = f"  held out {row['eval/pair_accuracy']:.1%}" if "eval/pair_accuracy" in row else ""
+        return f"loss {row['loss']:.3f}  accuracy {row['preference/accuracy']:.1%}{held_out}"
+
+    outcome = _train(config, partial(run_preference, config), line)
+    for what, value in table(outcome.summary["heldout"]) if "heldout" in outcome.summary else ():
+        say(f"  {what:28} {value}")
+    return outcome
+
+
+def _train(
+    config: SFTConfig | PreferenceConfig, run: Callable[..., Any], line: Callable[[Mapping[str, Any]], str]
+) -> Outcome:
+    """``run(progress=...)`` in a Ray session; about twenty lines of progress."""
     from rlplatform.trackers import Progress
 
-    folder = RunFolder(config.run_dir)
-    folder.begin(config)
+    RunFolder(config.run_dir).begin(config)
     progress = Progress(config.name, config.num_steps)
 
     def show(row: dict[str, Any]) -> None:
         if row["step"] % max(config.num_steps // 20, 1) == 0 or row["step"] == config.num_steps:
-            progress.step(int(row["step"]), f"loss {row['loss']:.3f}  {row.get('tokens_per_s', 0):,.0f} tok/s")
+            progress.step(int(row["step"]), line(row))
 
     progress.phase("starting Ray Train")
     with ray_session():
-        result = run_sft(config, progress=show, stop_at_probability=config.stop_at_probability)
+        result = run(progress=show)
     progress.close()
     return Outcome(str(result.model), dict(result.summary))
 
@@ -266,6 +294,7 @@ STAGES: dict[str, Callable[[Any], Outcome]] = {
     "dataset": make_dataset,
     "init_model": init_model,
     "sft": sft,
+    "preference": preference,
     "rl": run_rl,
     "eval": run_eval,
 }
