@@ -89,6 +89,7 @@ REWARDS: dict[str, str] = {
     "f1": "rewards.text:f1_reward",
     "rouge_l": "rewards.text:rouge_l_reward",
     "length": "rewards.shape:length_reward",
+    "group_length": "rewards.shape:group_length_reward",
     "repetition": "rewards.shape:repetition_reward",
     "grounded_qa": "rewards.grounded:grounded_qa_reward",
     "language": "rewards.language:language_reward",
