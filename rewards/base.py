@@ -98,6 +98,7 @@ REWARDS: dict[str, str] = {
     "tool_calls": "rewards.tool_calls:tool_calls_reward",
     "code": "rewards.code:code_reward",
     "code_all": "rewards.code:code_all_reward",
+    "preference": "actors.preference:preference_reward",
 }
 
 CONVENTIONS = ("verl", "openrlhf")  # prefixes of rewards.adapters

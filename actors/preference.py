@@ -1,0 +1,171 @@
+"""The `preference` reward: the score that a trained reward model gives a conversation (docs/preference.md).
+
+    reward:
+      functions:
+        preference: {weight: 1.0, args: {model: runs/preference/reward_model/model}}
+
+``preference_reward`` loads the model in the process that grades and runs anywhere. A reward service starts a fleet of
+``actors.preference_worker.PreferenceWorker`` instead. Both are ``PreferenceScorer``, which renders as training did.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from model.messages import RenderError
+from rewards.base import ERROR, TIMEOUT, Verdict, served_by
+from rlplatform.preference_text import RewardText
+from rlplatform.sharding import micro_batches
+
+
+class PreferenceScorer:
+    """A reward model in this process.
+
+    Args:
+        model: the folder of a trained reward model, or its hub id.
+        thoughts, max_tokens: instead of what the model was trained with; "" and 0 keep that.
+        max_tokens_per_batch: packed tokens of one forward pass.
+        dtype: ``float32`` or ``bfloat16``.
+        device: where it runs.
+
+    Raises:
+        ValueError: no reward model there, or a setting that does not fit it.
+        FileNotFoundError: no such folder.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        thoughts: str = "",
+        max_tokens: int = 0,
+        max_tokens_per_batch: int = 8192,
+        dtype: str = "float32",
+        device: str = "cpu",
+    ) -> None:
+        from model.reward_head import is_reward_model, load_reward_model, read_settings, weights_hash
+        from model.tokenizer import load_tokenizer
+
+        if not model:
+            raise ValueError(
+                "preference: expected args: {model: FOLDER}, the folder of a trained reward model, got none"
+            )
+        if not is_reward_model(model):
+            raise ValueError(
+                f"preference: expected a reward model in {model!r}, got a model without a scalar head; train one with "
+                "kind: preference (docs/preference.md)"
+            )
+        if max_tokens_per_batch < 1:
+            raise ValueError(f"preference: max_tokens_per_batch: expected >= 1, got {max_tokens_per_batch}")
+        changes = {key: value for key, value in (("thoughts", thoughts), ("max_tokens", max_tokens)) if value}
+        self.text: RewardText = replace(RewardText.of(read_settings(model)), **changes)  # type: ignore[arg-type]
+        self.version = f"{model} {weights_hash(model)}"
+        self._model = load_reward_model(model, dtype=dtype).eval().to(device)
+        self._tokenizer = load_tokenizer(model)
+        self._device, self._max_tokens_per_batch = device, max_tokens_per_batch
+        longest = int(getattr(self._model.config, "max_position_embeddings", None) or self.text.max_tokens)
+        if self.text.max_tokens > longest:
+            raise ValueError(
+                f"preference: max_tokens={self.text.max_tokens}: expected at most {longest}, the positions of {model}"
+            )
+
+    def verdicts(
+        self,
+        prompts: Sequence[Any],
+        completions: Sequence[Any],
+        tools: Sequence[Any] | None = None,
+        *,
+        timeout_s: float = 0.0,
+    ) -> list[Verdict]:
+        """One verdict a row, in order. A score depends on its own row alone.
+
+        A conversation that is too long or cannot be rendered is an ``error``, never cut. Rows that are not reached
+        within ``timeout_s`` seconds a row (0 = no limit) are a ``timeout``.
+        """
+        began = time.perf_counter()
+        found: dict[int, Verdict] = {}
+        rows: dict[int, np.ndarray] = {}
+        for index, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+            try:
+                rows[index] = self._write(prompt, completion, None if tools is None else tools[index])
+            except RenderError as error:
+                found[index] = Verdict(0.0, ERROR, detail=f"preference: {error}")
+        places = list(rows)
+        for batch in micro_batches([len(rows[place]) for place in places], self._max_tokens_per_batch):
+            mine = [places[entry] for entry in batch]
+            if timeout_s and time.perf_counter() - began > timeout_s * len(prompts):
+                late = Verdict(
+                    0.0, TIMEOUT, detail=f"preference: {len(prompts)} rows took more than {timeout_s:g} s each"
+                )
+                found |= dict.fromkeys(mine, late)
+                continue
+            started = time.perf_counter()
+            scores = self._scores([rows[place] for place in mine])
+            seconds = (time.perf_counter() - started) / len(mine)
+            found |= {place: _verdict(score, seconds) for place, score in zip(mine, scores, strict=True)}
+        return [found[index] for index in range(len(prompts))]
+
+    def _write(self, prompt: Any, completion: Any, tools: Any) -> np.ndarray:
+        written = self.text.write(self._tokenizer, prompt, completion, tools=tools)
+        if len(written.token_ids) > self.text.max_tokens:
+            raise RenderError(
+                f"the conversation has {len(written.token_ids)} tokens, more than max_tokens={self.text.max_tokens}, "
+                "the longest the model was trained on; shorten sampling.max_new_tokens, or raise the setting max_tokens"
+            )
+        return written.token_ids
+
+    def _scores(self, rows: Sequence[np.ndarray]) -> list[float]:
+        import torch
+
+        from model.reward_head import pack_rows
+
+        with torch.inference_mode():
+            scores: list[float] = self._model(*pack_rows(rows, self._device)).tolist()
+        return scores
+
+
+def _verdict(score: float, seconds: float) -> Verdict:
+    if not np.isfinite(score):
+        return Verdict(0.0, ERROR, detail=f"preference: the model's score is {score}", seconds=seconds)
+    return Verdict(score, seconds=seconds)
+
+
+_scorer = functools.lru_cache(maxsize=2)(PreferenceScorer)  # of this process
+
+
+@served_by("actors.preference_worker:PreferenceWorker")
+def preference_reward(
+    prompts: Sequence[Any],
+    completions: Sequence[Any],
+    tools: Sequence[Any] | None = None,
+    *,
+    model: str = "",
+    thoughts: str = "",
+    max_tokens: int = 0,
+    max_tokens_per_batch: int = 8192,
+    dtype: str = "float32",
+) -> list[Verdict]:
+    """The reward model's score of prompt and completion: a real number; only differences within a prompt mean anything.
+
+    Settings: ``model``, the folder of a trained reward model; ``thoughts`` (strip, keep) and ``max_tokens``, instead of
+    what it was trained with; ``max_tokens_per_batch``, packed tokens of one forward pass; ``dtype``, float32 or
+    bfloat16. Column ``tools`` is optional. A conversation longer than ``max_tokens`` is an ``error``, never cut.
+    """
+    scorer = _scorer(
+        model, thoughts=thoughts, max_tokens=max_tokens, max_tokens_per_batch=max_tokens_per_batch, dtype=dtype
+    )
+    return scorer.verdicts(prompts, completions, tools)
+
+
+def warm_up() -> None:
+    """Imports that take seconds; called once, before processes are forked."""
+    import transformers.models.auto.tokenization_auto  # noqa: F401
+
+    import model.reward_head
+    import model.tokenizer  # noqa: F401
