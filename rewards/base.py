@@ -99,6 +99,7 @@ REWARDS: dict[str, str] = {
     "code": "rewards.code:code_reward",
     "code_all": "rewards.code:code_all_reward",
     "preference": "actors.preference:preference_reward",
+    "remote": "rewards.remote:remote_reward",
 }
 
 CONVENTIONS = ("verl", "openrlhf")  # prefixes of rewards.adapters

@@ -129,6 +129,7 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
 # Built-in functions whose verdicts need something that a machine alone does not have.
 WITHOUT: dict[str, str] = {
     "judge": "it asks a model behind an endpoint",
+    "judge_model": "it asks a model that a run loads",
     "judge_model": "it loads a model",
     "preference": "it needs a trained preference model",
     "remote": "it asks a served reward",
