@@ -43,6 +43,7 @@ class StandIn:
         rule: the reward that compares answer and reference: ``math``, ``exact``, ``f1``, ...
         always: pairwise, a letter that it names whatever the answers are: a judge with a bias of position.
         delay_s: before each reply.
+        retry_after_s: the pause that HTTP 429 asks for.
         noise: of so many replies in a row, the last one is the contrary of what it should be; 0 = none.
     """
 
@@ -50,6 +51,7 @@ class StandIn:
     always: str = ""
     delay_s: float = 0.0
     noise: int = 0
+    retry_after_s: float = 0.2
     faults: deque[str] = field(default_factory=deque)
     requests: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
@@ -76,6 +78,13 @@ class StandIn:
         value = low + (1 - share if contrary else share) * (high - low)
         return f"I compared the answer with the reference.\nScore: {value:g}"
 
+    def failure(self, status: int, authorization: str) -> JSONResponse:
+        """An error as the protocol has it; some endpoints do show the key that they refuse."""
+        said = f"Incorrect API key provided: {authorization}" if status == 401 else f"a fault of kind {status}"
+        headers = {"Retry-After": f"{self.retry_after_s:g}"} if status == 429 else {}
+        error = {"message": f"{said}\nsecond line", "type": "fault", "code": status}
+        return JSONResponse({"error": error}, status_code=status, headers=headers)
+
     def score(self, answer: str, reference: str) -> float:
         """0 to 1; what the rule cannot read or compare in ``GRADE_S`` counts 0."""
         [verdict] = self._pool.score([""], [answer], {"answer": [reference]})
@@ -84,10 +93,10 @@ class StandIn:
     def close(self) -> None:
         self._pool.close()
 
-    async def answer(self, body: dict[str, Any]) -> Response:
+    async def answer(self, body: dict[str, Any], authorization: str) -> Response:
         fault = self.faults.popleft() if self.faults else ""
         if fault in ("429", "500", "400", "401"):
-            return failure(int(fault))
+            return self.failure(int(fault), authorization)
         await asyncio.sleep(SLOW_S if fault == "slow" else self.delay_s)
         if fault == "html":
             return PlainTextResponse("<html>\nBad gateway\n</html>", media_type="text/html")
@@ -120,13 +129,6 @@ SAID = {
 }
 
 
-def failure(status: int) -> JSONResponse:
-    """An error as the protocol has it; 429 asks for a pause."""
-    headers = {"Retry-After": "0.2"} if status == 429 else {}
-    error = {"message": f"this is a fault of kind {status}\nsecond line", "type": "fault", "code": status}
-    return JSONResponse({"error": error}, status_code=status, headers=headers)
-
-
 def application(judge: StandIn) -> FastAPI:
     app = FastAPI()
 
@@ -138,7 +140,7 @@ def application(judge: StandIn) -> FastAPI:
         judge.running += 1
         judge.most_running = max(judge.most_running, judge.running)
         try:
-            return await judge.answer(body)
+            return await judge.answer(body, request.headers.get("authorization", "").removeprefix("Bearer "))
         finally:
             judge.running -= 1
 
