@@ -84,6 +84,8 @@ class RewardContractError(ValueError):
 REWARDS: dict[str, str] = {
     "math": "rewards.math:math_reward",
     "format": "rewards.format:format_reward",
+    "judge": "rewards.judge:judge_reward",
+    "judge_model": "rewards.judge:judge_model_reward",
     "exact": "rewards.text:exact_reward",
     "multiple_choice": "rewards.text:multiple_choice_reward",
     "f1": "rewards.text:f1_reward",
