@@ -76,6 +76,11 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
         Example("one two", 0.75, {"length_target": 3}),
         Example("one", None, {"length_target": "short"}, UNPARSEABLE),
     ),
+    "group_length": (
+        Example("seven", 0.5, {"completion_ids": [1, 2]}),
+        Example("it is seven", 0.0, {"completion_ids": [1, 2, 3, 4]}),
+        Example("it is seven, I am sure", -0.5, {"completion_ids": [1, 2, 3, 4, 5, 6]}),
+    ),
     "repetition": (
         Example("Every word of this sentence is new.", 1.0),
         Example("no no no no no no no no", 0.2),
@@ -130,7 +135,6 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
 WITHOUT: dict[str, str] = {
     "judge": "it asks a model behind an endpoint",
     "judge_model": "it asks a model that a run loads",
-    "judge_model": "it loads a model",
     "preference": "it needs a trained preference model",
     "remote": "it asks a served reward",
 }

@@ -1,8 +1,8 @@
 """The rows of `rlplatform reward test`: reading them, what they expect, and which belong together.
 
 A row is a JSON object with ``completion`` (a string, or a list of messages) and any columns, e.g. ``prompt``,
-``answer``. Two columns are for the test itself: ``expect``, a score or a status, is kept from the functions; ``group``
-says which rows are completions of one prompt.
+``answer``; ``completion_ids`` reach functions as the sampled tokens do. Two columns are for the test itself:
+``expect``, a score or a status, is kept from the functions; ``group`` says which rows are completions of one prompt.
 """
 
 from __future__ import annotations
@@ -85,8 +85,14 @@ def agrees(expect: Any, verdict: Verdict) -> bool:
 
 def columns_of(rows: Sequence[Row]) -> dict[str, list[Any]]:
     """Column -> a value a row, None where a row has none. What is meant for the test alone is left out."""
-    names = sorted({name for row in rows for name in row} - {"prompt", "completion", "expect"})
+    names = sorted({name for row in rows for name in row} - {"prompt", "completion", "completion_ids", "expect"})
     return {name: [row.get(name) for row in rows] for name in names}
+
+
+def ids_of(rows: Sequence[Row]) -> list[Any] | None:
+    """``completion_ids`` of every row; None where one has none."""
+    ids = [row.get("completion_ids") for row in rows]
+    return None if any(one is None for one in ids) else ids
 
 
 def groups_of(rows: Sequence[Row]) -> list[str] | None:

@@ -15,7 +15,7 @@ from rewards.base import REWARDS, SUPPLIED, RewardFn, RewardLoadError, Verdict, 
 from rewards.examples import EXAMPLES, WITHOUT
 from rewards.plugins import installed
 from rewards.runner import RewardPool
-from rlplatform.reward_rows import Row, RowsError, agrees, columns_of, read_row
+from rlplatform.reward_rows import Row, RowsError, agrees, columns_of, ids_of, read_row
 
 BUILT_IN = "built in"
 FROM_SERVICE = "prompt_text"  # a column that the reward service supplies
@@ -144,7 +144,7 @@ def show_reward(name: str, *, as_json: bool = False) -> None:
     """
     one = describe(name)
     rows = examples_of(name)
-    verdicts = _grade(name, rows)
+    verdicts = grade_examples(name, rows)
     if as_json:
         graded = [
             {"row": row, "score": v.score if v.ok else None, "status": v.status, "agrees": agrees(row.get("expect"), v)}
@@ -199,7 +199,8 @@ def examples_of(name: str) -> list[Row]:
         raise RewardLoadError(str(error)) from error
 
 
-def _grade(name: str, rows: list[Row]) -> list[Verdict]:
+def grade_examples(name: str, rows: list[Row]) -> list[Verdict]:
+    """What ``name`` says of the rows now. Raises RewardLoadError."""
     if not rows:
         return []
     with RewardPool({name: 1.0}, timeout_s=_EXAMPLE_TIMEOUT_S) as pool:
@@ -207,6 +208,7 @@ def _grade(name: str, rows: list[Row]) -> list[Verdict]:
             [row.get("prompt", "") for row in rows],
             [row["completion"] for row in rows],
             columns_of(rows),
+            ids_of(rows),
             groups=[row.get("group", 0) for row in rows],
         )
 

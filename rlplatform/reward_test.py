@@ -18,7 +18,7 @@ from rewards.base import OK, STATUSES, RewardLoadError, Verdict, resolve
 from rewards.runner import RewardPool
 from rlplatform.config import ConfigError
 from rlplatform.reward_choice import Choice, choose
-from rlplatform.reward_rows import Row, RowsError, agrees, batches, columns_of, groups_of, read_rows
+from rlplatform.reward_rows import Row, RowsError, agrees, batches, columns_of, groups_of, ids_of, read_rows
 
 MAX_SHOWN_ROWS = 20
 NUM_SLOWEST = 3
@@ -96,7 +96,7 @@ def grade_rows(choice: Choice, rows: Sequence[Row]) -> Tested:
     """
     is_grouped = any(getattr(resolve(part.function), "groupwise", False) for part in choice.parts.values())
     groups = groups_of(rows) if is_grouped else None
-    columns = columns_of(rows)
+    columns, ids = columns_of(rows), ids_of(rows)
     verdicts: dict[int, Verdict] = {}
     logged: dict[str, list[Any]] = {}
     metrics: dict[str, list[float]] = {}
@@ -106,6 +106,7 @@ def grade_rows(choice: Choice, rows: Sequence[Row]) -> Tested:
                 [rows[number].get("prompt", "") for number in numbers],
                 [rows[number]["completion"] for number in numbers],
                 {name: [values[number] for number in numbers] for name, values in columns.items()},
+                None if ids is None else [ids[number] for number in numbers],
                 groups=None if groups is None else [groups[number] for number in numbers],
             )
             verdicts |= dict(zip(numbers, scored.verdicts, strict=True))

@@ -6,7 +6,7 @@ import pytest
 
 from rewards.base import REWARDS, resolve
 from rewards.examples import EXAMPLES, TOLERANCE, WITHOUT
-from rewards.runner import RewardPool
+from rlplatform.reward_show import examples_of, grade_examples
 
 
 def test_every_built_in_has_examples_or_a_reason():
@@ -18,9 +18,7 @@ def test_every_built_in_has_examples_or_a_reason():
 @pytest.mark.parametrize("name", sorted(EXAMPLES))
 def test_examples_get_the_verdicts_that_are_shown(name):
     examples = EXAMPLES[name]
-    columns = {column: [e.columns.get(column) for e in examples] for e in examples for column in e.columns}
-    with RewardPool({name: 1.0}, timeout_s=30.0) as pool:
-        verdicts = pool.score([e.prompt for e in examples], [e.completion for e in examples], columns)
+    verdicts = grade_examples(name, examples_of(name))
     for example, verdict in zip(examples, verdicts, strict=True):
         assert verdict.status == example.status, verdict.detail
         if example.score is not None:

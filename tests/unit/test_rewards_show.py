@@ -89,7 +89,7 @@ class TestDescribe:
         assert one.origin == "built in"
         assert Path(one.source.rpartition(":")[0]).is_file()
         columns = {column for example in EXAMPLES.get(name, ()) for column in example.columns}
-        assert columns <= {*one.required, *one.optional}
+        assert columns <= {*one.required, *one.optional, "completion_ids"}
 
 
 class TestList:
