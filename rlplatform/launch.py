@@ -293,7 +293,7 @@ def _start(config: RLConfig, folder: RunFolder, stack: ExitStack) -> tuple[Any, 
                 config.max_model_len,
                 config.seed,
             ),
-            pool.submit(RewardService, config.reward),
+            pool.submit(RewardService, config.reward, folder.path),
             pool.submit(LearnerGroup, config, config.model.path, dump_dir=str(folder.path.resolve())),
         ]
         started, errors = [], []
@@ -343,7 +343,7 @@ def run_eval(config: EvalConfig) -> Outcome:
             config.model.path, config.model, config.rollout, sampling, config.max_model_len, config.seed
         )
         stack.callback(fleet.close)
-        service = RewardService(config.reward)
+        service = RewardService(config.reward, folder.path)
         stack.callback(service.close)
         result = evaluator(
             prompts.prompts,

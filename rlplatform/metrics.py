@@ -196,6 +196,26 @@ REGISTRY: tuple[Metric, ...] = (
         ALL,
         "verdicts with status error or timeout; reward.max_error_rate stops the run",
     ),
+    Metric("score/seconds_p50/{part}", "s", "median", ALL, "time one reward function takes for a rollout"),
+    Metric(
+        "score/seconds_p99/{part}", "s", "99th percentile", ALL, "its slow ones; slow_rewards.jsonl has the slowest"
+    ),
+    Metric("score/error_rate/{part}", "share", "mean", ALL, "its verdicts with status error or timeout"),
+    Metric("score/queue_groups/{part}", "groups", "max", "the step", "groups that waited for it at the same time"),
+    Metric(
+        "score/queue_seconds/{part}",
+        "s",
+        "max",
+        "the step",
+        "longest wait of a group for a worker; rising from step to step: it needs workers of its own",
+    ),
+    Metric(
+        "score/critical_seconds",
+        "s",
+        "sum",
+        "the step",
+        "time in which the loop had nothing to do but wait for verdicts: everything is generated, not all is graded",
+    ),
     Metric("score/restarts", "count", "sum since start", "the run", "reward workers or their children restarted"),
     Metric("score/custom/{part}", "1", "mean", ALL, "what a reward function logged with log_metric"),
     Metric("publish/seconds", "s", "sum", "the step", "pause, send, reset prefix cache, verify, resume"),

@@ -99,7 +99,8 @@ def service(cluster: None, functions: Path) -> Iterator[RewardService]:
 
 
 def worker_pids(service: RewardService) -> list[int]:
-    return [service._fleet.incarnation(worker).pid for worker in service._fleet.live_workers]
+    fleets = [lane.fleet for lane in service._lanes]
+    return [fleet.incarnation(worker).pid for fleet in fleets for worker in fleet.live_workers]
 
 
 def test_built_in_rewards_over_many_groups(cluster: None) -> None:
@@ -126,8 +127,10 @@ def test_built_in_rewards_over_many_groups(cluster: None) -> None:
         assert service.metrics()["score/seconds_p99"] == 0.0  # a window of its own
         assert service.poll(0.0) == []
         versions = service.versions()
-        assert versions["math-verify"]
-        assert len(versions["math"]) == 12
+        assert versions["packages"]["math-verify"]
+        assert versions["functions"]["math"]["function"] == "math"
+        assert len(versions["functions"]["math"]["source"]) == 12
+        assert versions["functions"]["math"]["package"].startswith("rlplatform ")
         pids = [p.pid for pid in worker_pids(service) for p in psutil.Process(pid).children(recursive=True)]
         assert len(pids) == 3  # a fork server and two workers
     finally:
