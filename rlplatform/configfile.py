@@ -96,7 +96,7 @@ def stages(recipe: RecipeConfig) -> dict[str, RunConfig]:
 
 
 def inputs(config: Any) -> list[str]:
-    """Names of the stages a configuration takes its model or data from (``stage:NAME``, ``stage:NAME/part``)."""
+    """Names of the stages a configuration takes anything from (``stage:NAME``, ``stage:NAME/part``)."""
     found: list[str] = []
 
     def walk(value: Any) -> None:
@@ -105,6 +105,9 @@ def inputs(config: Any) -> list[str]:
                 walk(getattr(value, entry.name))
         elif isinstance(value, Mapping):
             for item in value.values():
+                walk(item)
+        elif isinstance(value, list | tuple):
+            for item in value:
                 walk(item)
         elif isinstance(value, str) and value.startswith("stage:"):
             found.append(value.removeprefix("stage:").partition("/")[0])

@@ -160,7 +160,10 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def resolve_inputs(config: Any, finished: Mapping[str, dict[str, Any]]) -> Any:
-    """The config with every ``stage:NAME[/part]`` replaced by the path that stage left."""
+    """The config with every ``stage:NAME[/part]`` replaced by the path that stage left.
+
+    Also inside the settings of reward functions, at any depth; there the path is absolute, for processes elsewhere.
+    """
 
     def resolve(value: Any) -> Any:
         if isinstance(value, str) and value.startswith("stage:"):
@@ -168,6 +171,14 @@ def resolve_inputs(config: Any, finished: Mapping[str, dict[str, Any]]) -> Any:
             output = Path(finished[name]["output"])
             return str(output / part if part else output)
         return value
+
+    def resolve_all(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: resolve_all(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [resolve_all(item) for item in value]
+        path = resolve(value)
+        return path if path == value else str(Path(path).resolve())
 
     with reads_do_not_count():
         changes: dict[str, Any] = {}
@@ -179,6 +190,8 @@ def resolve_inputs(config: Any, finished: Mapping[str, dict[str, Any]]) -> Any:
                 changes[section] = replace(part, data=replace(part.data, path=resolve(part.data.path)))
             else:
                 changes[section] = replace(part, path=resolve(part.path))
+        if isinstance(config, RLConfig | EvalConfig):
+            changes["reward"] = replace(config.reward, functions=resolve_all(config.reward.functions))
         if isinstance(config, InitModelConfig):
             changes["tokenizer"] = resolve(config.tokenizer)
         return replace(config, **changes) if changes else config
