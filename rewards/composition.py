@@ -201,7 +201,8 @@ def check_part(part: Part, fn: RewardFn) -> Signature:
 
     Raises:
         RewardLoadError: a setting that it does not have (the nearest one is named), limits for a function that is not
-            ``rowwise``, or a function that says it is both ``rowwise`` and ``groupwise``.
+            ``rowwise``, a function that says it is both ``rowwise`` and ``groupwise``, or settings that the function's
+            own ``check_settings(**args)``, where it has one, refuses with a ValueError.
     """
     where, signature = f"reward.functions.{part.name}", signature_of(fn, part.function)
     for name in part.args:
@@ -222,6 +223,10 @@ def check_part(part: Part, fn: RewardFn) -> Signature:
             f"{'groups' if groupwise else 'batches'}; mark it @rowwise (rewards.base) if it grades each row by itself, "
             f"or leave {' and '.join(limits)} out"
         )
+    try:
+        getattr(fn, "check_settings", dict)(**part.args)
+    except ValueError as error:
+        raise RewardLoadError(f"{where}.args: {error}") from error
     return signature
 
 

@@ -17,12 +17,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
-from rewards.base import RewardLoadError, Verdict, rowwise, served_by
+from rewards.base import RewardLoadError, Verdict, rowwise, served_by, signature_of
 from rewards.judge_client import Endpoint, ask
-from rewards.judge_rules import Rules, Usage, case_of, plan, settle
+from rewards.judge_prompts import JudgeSettingsError
+from rewards.judge_rules import Rules, Usage, case_of, plan, rules_of, settle
 
 
 @rowwise
@@ -89,6 +90,16 @@ async def judge_reward(
     return list(verdicts)
 
 
+def _check_endpoint(**args: Any) -> None:
+    """What is wrong with the settings of ``judge``, before any process starts: raises JudgeSettingsError."""
+    rules, endpoint = rules_of(args, others=[f.name for f in fields(Endpoint)])
+    Endpoint(**endpoint)
+    rules.template(with_reference=bool(rules.use_reference))
+
+
+judge_reward.check_settings = _check_endpoint  # type: ignore[attr-defined]
+
+
 def rows_of(num_rows: int, **columns: Sequence[Any] | None) -> list[dict[str, Any]]:
     """Each row's columns; a column that the rows do not have is absent."""
     return [{name: values[row] for name, values in columns.items() if values is not None} for row in range(num_rows)]
@@ -133,6 +144,18 @@ def judge_model_reward(
         "reward 'judge_model' runs in a reward service, which loads the model into an actor; without one, serve the "
         "model (`vllm serve FOLDER`) and use 'judge' with its base_url"
     )
+
+
+def _check_model(**args: Any) -> None:
+    """The same for ``judge_model``."""
+    names = [name for name in signature_of(judge_model_reward).settings if name in args]
+    rules, engine = rules_of({name: args[name] for name in names}, others=names)
+    if not isinstance(engine.get("model_path"), str) or not engine["model_path"]:
+        raise JudgeSettingsError("judge_model: model_path: expected the folder of an instruct model, got none")
+    rules.template(with_reference=bool(rules.use_reference))
+
+
+judge_model_reward.check_settings = _check_model  # type: ignore[attr-defined]
 
 
 def warm_up() -> None:

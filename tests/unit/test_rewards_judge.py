@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rewards.base import ERROR, OK, TIMEOUT, UNPARSEABLE, RewardLoadError, Verdict, resolve
+from rewards.composition import Part, check_part
 from rewards.judge import judge_model_reward, judge_reward
 from rewards.judge_cache import ReplyCache
 from rewards.judge_client import Endpoint, request_body
@@ -411,6 +412,22 @@ def test_names():
     assert resolve("judge_model").served_by == "actors.judge_worker:JudgeWorker"
     with pytest.raises(RewardLoadError, match="vllm serve"):
         judge_model_reward([""], ["x"])
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "words"),
+    [
+        ("judge", {}, "expected the address of an OpenAI-compatible endpoint"),
+        ("judge", {"base_url": "http://h/v1", "model": "m", "votes": 2}, "votes: expected an odd number"),
+        ("judge", {"base_url": "http://h/v1", "model": "m", "prompt": "no/file.txt"}, "there is no file"),
+        ("judge", {"base_url": "http://h/v1", "model": "m", "modle": "m"}, "did you mean 'model'"),
+        ("judge_model", {}, "expected the folder of an instruct model"),
+        ("judge_model", {"model_path": "m", "scale": [1]}, "scale: expected"),
+    ],
+)
+def test_settings_are_checked_before_anything_starts(name, args, words):
+    with pytest.raises(RewardLoadError, match=words):
+        check_part(Part(name, name, args=args), resolve(name))
 
 
 # --- the client against a server ------------------------------------------------------------------------------------
