@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from rewards.base import ERROR, Verdict, groupwise
 from rewards.protocol import ScoreRequest, WireError, read_reply, write_request
@@ -30,7 +30,7 @@ _MAX_WAIT_S = 30.0
 _RANDOM = random.SystemRandom()  # forked processes would share any other one's state
 
 
-class RemoteError(RuntimeError):
+class RemoteError(ValueError):
     """The server cannot be reached, or refuses; the message says what to change."""
 
 
@@ -74,6 +74,23 @@ def remote_reward(
     return reply.verdicts
 
 
+def _check_settings(url: str = "", attempts: int = 1, request_timeout_s: float = 1.0, **_: Any) -> None:
+    """What is wrong before anything starts. The token is looked for where it is used."""
+    _address(url)
+    if attempts < 1 or request_timeout_s <= 0:
+        raise RemoteError(f"expected attempts >= 1 and request_timeout_s > 0, got {attempts} and {request_timeout_s}")
+
+
+remote_reward.check_settings = _check_settings  # type: ignore[attr-defined]
+
+
+def _address(url: str) -> SplitResult:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise RemoteError(f"url: expected http://HOST:PORT of a server, got {url!r}")
+    return parts
+
+
 def _token(token_env: str, token_file: str) -> str:
     if token_file:
         try:
@@ -88,7 +105,7 @@ def _token(token_env: str, token_file: str) -> str:
 
 def _post(url: str, token: str, body: bytes, attempts: int, timeout_s: float) -> bytes:
     """The body of the answer 200. Raises RemoteError. No proxy and no redirect: the token goes where ``url`` says."""
-    problem = "attempts: expected at least 1"
+    problem = ""
     for attempt in range(attempts):
         wait_s = 0.5 * 2**attempt * _RANDOM.uniform(0.75, 1.25)
         try:
@@ -110,16 +127,15 @@ def _post(url: str, token: str, body: bytes, attempts: int, timeout_s: float) ->
 
 
 def _request(url: str, token: str, body: bytes, timeout_s: float) -> tuple[int, Mapping[str, str], bytes]:
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise RemoteError(f"args.url: expected http://HOST:PORT, got {url!r}")
+    parts = _address(url)
+    host = parts.hostname or ""
     connection: http.client.HTTPConnection
     if parts.scheme == "https":
         connection = http.client.HTTPSConnection(
-            parts.hostname, parts.port, timeout=timeout_s, context=ssl.create_default_context()
+            host, parts.port, timeout=timeout_s, context=ssl.create_default_context()
         )
     else:
-        connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=timeout_s)
+        connection = http.client.HTTPConnection(host, parts.port, timeout=timeout_s)
     headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
     try:
         connection.request("POST", parts.path.rstrip("/") + "/score", body, headers)

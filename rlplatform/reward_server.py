@@ -12,8 +12,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
-import importlib.metadata
-import inspect
 import json
 import logging
 import math
@@ -22,16 +20,15 @@ import uuid
 from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from actors.reward_versions import versions
 from rewards.base import RewardLoadError, resolve
 from rewards.composition import Part
 from rewards.protocol import ScoreRequest, WireError, groups_of, read_request, write_error, write_reply
 from rewards.runner import RewardPool, Scored
 
 LOGGER = logging.getLogger(__name__)
-_PACKAGES = ("rlplatform", "math-verify", "latex2sympy2-extended", "sympy", "if-verifiable", "py3langid", "jsonschema")
 _MAX_CALLS = 64  # requests that are graded side by side; more wait for one to end
 _MAX_RETRY_AFTER_S = 60
 
@@ -166,29 +163,18 @@ class RewardServer:
 
 
 def version_of(served: Served) -> dict[str, Any]:
-    """What grades: of each function a hash of its source file and one of its settings; packages; a digest of it all.
+    """What grades, as a run's record has it (``actors.reward_versions``), and a digest of it all.
 
-    Raises RewardLoadError when a function cannot be loaded.
+    Of each function also ``part``, the hash of how it takes part: weight, gates, routing, clip, deadline. Raises
+    RewardLoadError when a function cannot be loaded.
     """
-    functions = {}
+    resolved = {name: resolve(part.function) for name, part in served.parts.items()}
+    found = versions(served.parts, resolved, {})
     for name, part in served.parts.items():
-        fn = resolve(part.function)
-        try:
-            source = inspect.getsourcefile(inspect.unwrap(fn) if inspect.isroutine(fn) else type(fn))
-        except TypeError:
-            source = None
-        functions[name] = {
-            "function": part.function.rpartition("/")[2],  # of a file its name: the folder is nobody's business
-            "source": hashlib.sha256(Path(source).read_bytes()).hexdigest()[:12] if source else "",
-            "settings": _digest({**vars(part), "function": "", "timeout_s": part.timeout_s or served.timeout_s}),
-        }
-    packages = {}
-    for package in _PACKAGES:
-        try:
-            packages[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            packages[package] = ""
-    return {"version": _digest([functions, packages]), "functions": functions, "packages": packages}
+        about = found["functions"][name]
+        about["function"] = part.function.rpartition("/")[2]  # of a file its name: the folder is nobody's business
+        about["part"] = _digest({**vars(part), "function": "", "timeout_s": part.timeout_s or served.timeout_s})
+    return {"version": _digest(found), **found}
 
 
 def _digest(value: Any) -> str:

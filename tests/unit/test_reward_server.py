@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewards.base import ERROR, NOT_APPLICABLE, OK, STATUSES, TIMEOUT, UNPARSEABLE, Verdict
+from rewards.base import ERROR, NOT_APPLICABLE, OK, STATUSES, TIMEOUT, UNPARSEABLE, RewardLoadError, Verdict
 from rewards.composition import read_parts
 from rewards.protocol import ScoreRequest, WireError, read_reply, read_request, write_reply, write_request
 from rewards.remote import remote_reward
@@ -306,8 +306,12 @@ class TestVersion:
         assert version_of(served({name: 1.0}, num_processes=4, max_rows=7)) == first
         settings = version_of(served({name: {"args": {"by": 2}}}))
         assert settings["functions"]["fn"]["source"] == first["functions"]["fn"]["source"]
-        assert settings["functions"]["fn"]["settings"] != first["functions"]["fn"]["settings"]
+        assert settings["functions"]["fn"]["settings"]
+        assert "settings" not in first["functions"]["fn"]
         assert settings["version"] != first["version"]
+        weight = version_of(served({name: 0.5}))
+        assert weight["functions"]["fn"]["part"] != first["functions"]["fn"]["part"]
+        assert weight["version"] != first["version"]
         path.write_text(path.read_text() + "# changed\n")
         changed = version_of(served({name: 1.0}))
         assert changed["functions"]["fn"]["source"] != first["functions"]["fn"]["source"]
@@ -474,7 +478,12 @@ class TestRemote:
         assert "asked 3 times; the last time no answer: ConnectionRefusedError" in first.detail
 
     def test_what_is_not_set_is_said(self, monkeypatch):
-        assert "args.url: expected http://HOST:PORT, got ''" in remote_reward(["p"], ["c"])[0].detail
+        for url in ("", "grader:8000", "ftp://grader"):
+            assert "url: expected http://HOST:PORT" in remote_reward(["p"], ["c"], url=url)[0].detail
+            with pytest.raises(
+                RewardLoadError, match=r"reward\.functions\.remote\.args: url: expected http://HOST:PORT"
+            ):
+                RewardPool({"remote": {"args": {"url": url}}})
         monkeypatch.delenv("RLPLATFORM_REWARD_TOKEN")
         assert "$RLPLATFORM_REWARD_TOKEN" in remote_reward(["p"], ["c"], url="http://127.0.0.1:9")[0].detail
         detail = remote_reward(["p"], ["c"], url="http://127.0.0.1:9", token_file="/no/such")[0].detail
