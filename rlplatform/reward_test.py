@@ -163,10 +163,10 @@ def _table_of_rows(choice: Choice, tested: Tested) -> Any:
     from rich.text import Text
 
     table = Table(title=f"{choice.title}, {len(tested.rows)} rows")
-    parts = list(choice.parts) if len(choice.parts) > 1 else []
-    for header in ["row", "status", "score", *parts, "ms"]:
-        table.add_column(header, justify="left" if header == "status" else "right", no_wrap=header not in parts)
-    for header in ["completion", *tested.logged, "detail"]:
+    several = len(choice.parts) > 1
+    for header in ["row", "status", "score", "ms"]:
+        table.add_column(header, justify="left" if header == "status" else "right", no_wrap=True)
+    for header in [*["parts"] * several, "completion", *tested.logged, "detail"]:
         table.add_column(header, overflow="fold")
     for number, (row, verdict) in enumerate(zip(tested.rows, tested.verdicts, strict=True)):
         if number == MAX_SHOWN_ROWS:
@@ -175,8 +175,8 @@ def _table_of_rows(choice: Choice, tested: Tested) -> Any:
             str(number),
             verdict.status,
             got(verdict, status=False),
-            *(f"{verdict.parts[part]:.4g}" if part in verdict.parts else "-" for part in parts),
             f"{1000 * verdict.seconds:.1f}",
+            *[_parts(verdict, list(choice.parts))] * several,
             _end(row["completion"]),
             *(_end(values[number]) for values in tested.logged.values()),
             _end(verdict.detail, 160),
@@ -222,6 +222,11 @@ def _summary(tested: Tested) -> None:
 def got(verdict: Verdict, *, status: bool = True) -> str:
     """The score, or where there is none the status (or a dash)."""
     return f"{verdict.score:.4g}" if verdict.ok else verdict.status if status else "-"
+
+
+def _parts(verdict: Verdict, names: Sequence[str]) -> str:
+    """Raw scores, one a line; a part that did not grade the row, or has no score, is absent."""
+    return "\n".join(f"{name} {verdict.parts[name]:.4g}" for name in names if name in verdict.parts)
 
 
 def _percentile(ordered: Sequence[float], share: float) -> float:
