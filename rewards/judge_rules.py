@@ -192,7 +192,7 @@ class Usage:
     completion_tokens: int = 0
 
     def add(self, replies: Sequence[Reply | NoReply]) -> None:
-        self.rows += 1
+        self.rows += any(isinstance(reply, Reply) for reply in replies)
         for reply in replies:
             self.asked += 1
             if isinstance(reply, Reply):
@@ -203,7 +203,7 @@ class Usage:
                     self.completion_tokens += reply.completion_tokens
 
     def metrics(self) -> dict[str, float]:
-        """Share of requests from the cache; the rest per row that was asked about. Nothing where none was."""
+        """Share of requests from the cache; the rest per row with a reply. Nothing where there was none."""
         if not self.rows:
             return {}
         sums = {name: getattr(self, name) / self.rows for name in ("retries", "prompt_tokens", "completion_tokens")}
