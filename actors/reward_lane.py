@@ -21,6 +21,7 @@ from typing import Any
 from actors.fleet import Err, Fleet, Ok
 from actors.grading_request import GradingRequest, PartScore
 from actors.reward_worker import RewardWorker
+from rewards.base import ERROR, TIMEOUT
 from rlplatform.types import RolloutGroup
 
 MAX_IN_FLIGHT = 2  # calls at a worker
@@ -216,17 +217,20 @@ def _split(score: PartScore, requests: Sequence[GradingRequest]) -> list[PartSco
         raise ValueError(
             f"{requests[0].function}: its actor answered {len(score.verdicts)} verdicts for {num_rows} rows"
         )
-    scores, start = [], 0
+    scores, start, tracebacks = [], 0, score.tracebacks
     for number, request in enumerate(requests):
         rows = slice(start, start + request.num_rows)
+        verdicts = score.verdicts[rows]
+        failed = any(verdict.status in (ERROR, TIMEOUT) for verdict in verdicts)
         scores.append(
             replace(
                 score,
-                verdicts=score.verdicts[rows],
+                verdicts=verdicts,
                 extras={column: values[rows] for column, values in score.extras.items()},
                 metrics=score.metrics if number == 0 else {},
-                tracebacks=score.tracebacks if number == 0 else (),
+                tracebacks=tracebacks if failed else (),  # they tell of the first failure, so of the first that failed
             )
         )
+        tracebacks = () if failed else tracebacks
         start += request.num_rows
     return scores

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import math
+import os
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -109,12 +111,18 @@ def start_lane(plan: LanePlan, config: RewardConfig, sys_path: Sequence[str]) ->
         cpus=0.0,  # grading fills the gaps that generation and training leave; it reserves no core
         gpus=plan.gpus,
         actor_args=arguments,
-        env=_ENVIRONMENT,
+        env=_ENVIRONMENT | (_import_path(sys_path) if plan.served_by else {}),
         call_timeout_s=config.call_timeout_s,
         change="reward.num_workers" if plan.stage == SHARED else f"reward.functions.{next(iter(plan.parts))}.gpus",
     )
     rate = min((part.per_second or math.inf for part in plan.parts.values()), default=math.inf) / plan.num_workers
     return Lane(fleet, list(plan.parts), merge_rows=plan.merge_rows, rows_per_second=rate)
+
+
+def _import_path(sys_path: Sequence[str]) -> dict[str, str]:
+    """For a served class: Ray imports its module before the actor could do anything about its path."""
+    own = [entry for entry in sys_path if entry and not entry.startswith((sys.prefix, sys.base_prefix))]
+    return {"PYTHONPATH": os.pathsep.join([*own, *filter(None, [os.environ.get("PYTHONPATH", "")])])} if own else {}
 
 
 def _actor_class(name: str) -> type[FleetActor]:
