@@ -101,6 +101,9 @@ class Records:
             with (self._folder / SLOW_FILE).open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for _, _, row in slow)
 
+    def headline(self, function: str, text: str) -> str:
+        return headline(text, self._sources.get(function, ""))
+
     def note_failure(self, function: str, prompt_id: str, text: str) -> None:
         """Write down, and show, the first failure of a function."""
         if function in self.tracebacks:
@@ -115,12 +118,12 @@ class Records:
             where = f" (the whole of it: {path})"
         LOGGER.warning("%s%s", told, where)
 
-    def headline(self, function: str, text: str) -> str:
-        """One line: the exception, and the user's line that raised it or led to it."""
-        last = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "no detail")
-        frames = _FRAME.findall(text)
-        own = [frame for frame in frames if frame[0] == self._sources.get(function)]
-        if not frames:
-            return last
-        file, line, name = (own or frames)[-1]
-        return f"{last}, at {file}:{line} in {name}"
+
+def headline(text: str, source: str = "") -> str:
+    """One line of a traceback: the exception, and the line that raised it, in the file ``source`` where it is there."""
+    last = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "no detail")
+    frames = _FRAME.findall(text)
+    if not frames:
+        return last
+    file, line, name = ([frame for frame in frames if frame[0] == source] or frames)[-1]
+    return f"{last}, at {file}:{line} in {name}"

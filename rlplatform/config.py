@@ -131,6 +131,7 @@ class RewardConfig(TrackedReads):
     timeout_s: float = 10.0  # per row; a batch gets one deadline, then is repeated row by row
     max_error_rate: float = 0.2  # share of verdicts of one step with status error or timeout that stops the run
     call_timeout_s: float = 300.0  # a call silent for longer is an error
+    probe: bool = True  # call each function once before anything starts; async and served ones are only checked
     shuffle_control: bool = False  # control experiment: verdicts permuted inside each group; such a run must not learn
 
     def __post_init__(self) -> None:
