@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -341,6 +342,13 @@ def test_the_library_cannot_download(monkeypatch):
     import nltk
 
     assert nltk.download.__module__.startswith("nltk")  # the user's own is as it was
+
+
+def test_the_page_tells_of_every_kind():
+    page = (Path(__file__).parents[2] / "docs" / "instructions.md").read_text()
+    ifeval, ifbench = (set(re.findall(r"`(\S+:\S+)`", part)) for part in page.split("### IFBench"))
+    assert ifeval >= set(KINDS)
+    assert {one for one in IFBENCH if not one.startswith("custom:")} <= ifbench
 
 
 # --- any text -------------------------------------------------------------------------------------------------------

@@ -437,6 +437,13 @@ def test_every_kind_has_a_table():
         assert {followed for _, _, followed, _ in cases} == {0, 1}
 
 
+def test_the_page_counts_the_cases():
+    page = (Path(__file__).parents[2] / "docs" / "instructions.md").read_text()
+    differ = [followed for _, _, _, followed, differs in FLAT if differs]
+    assert f"of the {len(FLAT)} cases of the tests" in page
+    assert f"judges {len(differ)} otherwise, {differ.count(0)} of them as followed" in page
+
+
 @pytest.mark.parametrize(("instruction_id", "arguments", "text", "followed", "differs"), FLAT)
 def test_kinds(instruction_id, arguments, text, followed, differs):
     assert score(text, instruction_id, arguments) == followed
