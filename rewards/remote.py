@@ -111,7 +111,7 @@ def _post(url: str, token: str, body: bytes, attempts: int, timeout_s: float) ->
         try:
             status, headers, answer = _request(url, token, body, timeout_s)
         except (OSError, http.client.HTTPException) as error:
-            problem = f"no answer: {type(error).__name__}: {error}"
+            problem = f"no answer to {len(body) / 2**20:.1f} MiB: {type(error).__name__}: {error}"
         else:
             if status == 200:
                 return answer

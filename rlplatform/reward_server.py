@@ -31,6 +31,7 @@ from rewards.runner import RewardPool, Scored
 LOGGER = logging.getLogger(__name__)
 _MAX_CALLS = 64  # requests that are graded side by side; more wait for one to end
 _MAX_RETRY_AFTER_S = 60
+_DRAINED = 8  # times max_body are read of a request that is too large; beyond, the connection breaks
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class RewardServer:
             if not self._knows(headers.get("authorization", "")):
                 return _error(401, "Authorization", "expected: Bearer TOKEN", {"WWW-Authenticate": "Bearer"})
             if path == "/score" and method == "POST":
-                return await self._score(headers, body)
+                return await self._score(body)
             if path == "/health" and method == "GET":
                 return self._health()
             if path == "/version" and method == "GET":
@@ -109,21 +110,13 @@ class RewardServer:
         }
         return _answer(200, state)
 
-    async def _score(self, headers: Mapping[str, str], body: AsyncIterator[bytes]) -> Answer:
-        limit = self._served.max_body
-        announced = headers.get("content-length", "")
-        content = bytearray()
-        if not (announced.isdigit() and int(announced) > limit):
-            async for piece in body:
-                content += piece
-                if len(content) > limit:
-                    break
-        if len(content) > limit or (announced.isdigit() and int(announced) > limit):
-            return _error(
-                413, "body", f"expected at most {limit} bytes; send fewer rows a request", {"Connection": "close"}
-            )
+    async def _score(self, body: AsyncIterator[bytes]) -> Answer:
+        content = await self._read(body)
+        if content is None:
+            limit = self._served.max_body
+            return _error(413, "body", f"expected at most {limit} bytes; send fewer rows a request")
         try:
-            request = await asyncio.to_thread(read_request, bytes(content))
+            request = await asyncio.to_thread(read_request, content)
         except WireError as error:
             return Answer(422, write_error(error), {})
         num_rows = len(request.completions)
@@ -139,6 +132,19 @@ class RewardServer:
         except RewardLoadError as error:  # the rows lack what the reward needs to be asked at all
             return Answer(422, write_error(WireError("columns", str(error))), {})
         return Answer(200, write_reply(scored, self._version["version"]), {})
+
+    async def _read(self, body: AsyncIterator[bytes]) -> bytes | None:
+        """The body; None when it is too large. Some of the excess is read, so that the sender gets to the answer."""
+        content, size, limit = bytearray(), 0, self._served.max_body
+        async for piece in body:
+            size += len(piece)
+            if size <= limit:
+                content += piece
+            elif size > _DRAINED * limit:
+                break
+            else:
+                content.clear()
+        return bytes(content) if size <= limit else None
 
     def _grade(self, request: ScoreRequest) -> Scored:
         return self._pool.score_detailed(
