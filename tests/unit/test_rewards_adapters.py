@@ -5,12 +5,16 @@ from __future__ import annotations
 import textwrap
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from rewards.adapters import ADAPTERS
 from rewards.base import CONVENTIONS, ERROR, OK, RewardLoadError, absolute, resolve, signature_of
 from rewards.composition import read_parts
 from rewards.runner import RewardPool
+from rlplatform.config import DataConfig
+from rlplatform.data import normalise, read_rows
 
 VERL = '''
 import re
@@ -95,6 +99,28 @@ class TestVerl:
         assert (first.score, first.parts) == (1.0, {"acc": 1.0, "index": 0.0})
         assert (second.score, second.parts) == (-1.0, {"acc": 0.0, "index": 1.0})
         assert second.detail.splitlines() == ["pred: 9", "nan: nan", "source: openai/gsm8k"]
+
+    def test_verls_parquet_from_the_file_to_the_verdict(self, verl_file, tmp_path):
+        """Rows as verl's preprocessing writes them, through ``rlplatform.data``, to what the function is given."""
+        rows = [
+            {
+                "data_source": "openai/gsm8k",
+                "prompt": [{"role": "user", "content": "70 + 2?"}],
+                "ability": "math",
+                "reward_model": {"style": "rule", "ground_truth": "72"},
+                "extra_info": {"index": 7, "split": "train", "interaction": None},
+            },
+        ]
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / "train.parquet")
+        config = DataConfig(path=str(tmp_path / "train.parquet"))
+        [(where, row)] = read_rows(config)
+        prompt, columns = normalise(row, where, config)
+        assert columns["answer"] == "72"
+        with RewardPool({f"verl:{verl_file}:as_dict": 1.0}) as pool:
+            verdicts = pool.score([prompt] * 2, ["72", "73"], {name: [value] * 2 for name, value in columns.items()})
+        assert [v.score for v in verdicts] == [1.0, -1.0]
+        assert verdicts[0].parts == {"as_dict": 1.0, "as_dict/acc": 1.0, "as_dict/index": 7.0}
+        assert "source: openai/gsm8k" in verdicts[0].detail
 
     def test_functions_of_keywords_alone(self, verl_file):
         assert resolve(f"verl:{verl_file}:everything")(completions=["x"], answer=["y"])[0].score == 4.0
