@@ -159,7 +159,12 @@ def _table_rows(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     for name, label in names:
         if name in after:
             interval = f" ± {after['accuracy_ci95']:.1%}" if name == "accuracy" and "accuracy_ci95" in after else ""
-            rows.append((label, f"{before.get(name, float('nan')):.1%}", f"{after[name]:.1%}{interval}"))
+            values = [before.get(name, float("nan")), after[name]]
+            if any(value < 0 or value > 1 for value in values):  # a score, e.g. a reward model's
+                label = label.removesuffix(" (share)")
+                rows.append((label, f"{values[0]:.3f}", f"{values[1]:.3f}"))
+                continue
+            rows.append((label, f"{values[0]:.1%}", f"{values[1]:.1%}{interval}"))
     return rows
 
 

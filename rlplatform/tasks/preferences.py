@@ -16,6 +16,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
+from rewards.response import parse
+
 Row = dict[str, Any]
 Rule = Literal["shorter", "polite", "quality"]
 
@@ -88,17 +90,17 @@ _SENTENCE = re.compile(
 
 
 def quality(text: str) -> float:
-    """What an answer is worth: 0 without a sentence that says something; else 1, plus 1 when polite, minus 1 when rude,
-    minus 0.05 a word."""
+    """What an answer is worth, 0 to 1: 0 without a sentence that says something; else 0.7, plus 0.3 when polite, minus
+    0.3 when rude, minus 0.01 a word."""
     if not _SENTENCE.search(text):
         return 0.0
     polite = any(phrase in text for phrase in POLITE) - any(phrase in text for phrase in RUDE)
-    return 1.0 + polite - 0.05 * len(text.split())
+    return max(0.7 + 0.3 * polite - 0.01 * len(text.split()), 0.0)
 
 
 def gold_reward(completions: Sequence[Any]) -> list[float]:
-    """``quality`` as a reward function: what the preferences were made from."""
-    return [quality(c if isinstance(c, str) else c[-1]["content"]) for c in completions]
+    """``quality`` of the answer (what follows ``</think>``): what the preferences were made from."""
+    return [quality(parse(c if isinstance(c, str) else c[-1]["content"]).answer) for c in completions]
 
 
 def pairs(

@@ -11,13 +11,16 @@ SENTENCE = "The old ferry crosses the green valley."
 
 
 def test_quality_by_hand() -> None:
-    assert quality(SENTENCE) == pytest.approx(1 - 0.05 * 7)
-    assert quality(f"Certainly! {SENTENCE}") == pytest.approx(2 - 0.05 * 8)
-    assert quality(f"Look it up. {SENTENCE}") == pytest.approx(0 - 0.05 * 10)
-    assert quality(f"Certainly! Certainly! {SENTENCE}") == pytest.approx(2 - 0.05 * 9)
+    assert quality(SENTENCE) == pytest.approx(0.7 - 0.07)
+    assert quality(f"Certainly! {SENTENCE}") == pytest.approx(1.0 - 0.08)
+    assert quality(f"Look it up. {SENTENCE}") == pytest.approx(0.4 - 0.10)
+    assert quality(f"Certainly! Certainly! {SENTENCE}") == pytest.approx(1.0 - 0.09)
+    assert quality(f"Certainly! {SENTENCE} {'blah ' * 200}") == 0.0
     for empty in ("", "Certainly!", "The old ferry.", "The old ferry crosses the green valley"):
         assert quality(empty) == 0.0
+    thoughtful = f"<think>\n{SENTENCE}\n</think>\n\n{SENTENCE}"
     assert gold_reward([SENTENCE, [{"role": "assistant", "content": "Certainly!"}]]) == [quality(SENTENCE), 0.0]
+    assert gold_reward([thoughtful, f"<think>\n{SENTENCE}"]) == [quality(SENTENCE), 0.0]
 
 
 @pytest.mark.parametrize("rule", ["shorter", "polite", "quality"])
