@@ -61,8 +61,7 @@ async def judge_reward(
 
     The keywords after ``log_metric`` are settings, see ``Endpoint`` and ``Rules``. A reply without exactly one score in
     the agreed form is ``unparseable``, a request that ran out of time ``timeout``, any other failure ``error``.
-    Parts: ``score_raw`` (in the judge's scale), ``votes``, ``agreement`` (share of votes equal to the verdict),
-    ``cached`` (share of replies); pairwise ``order_conflicts`` instead of ``score_raw``.
+    Parts are those of ``rewards.judge_rules.settle``.
     """
     endpoint = Endpoint(base_url, model, api_key_env, timeout_s, max_retries, cache, extra_body or {})
     rules = Rules(

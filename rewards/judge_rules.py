@@ -324,6 +324,10 @@ def settle(asks: Sequence[Ask], replies: Sequence[Reply | NoReply], rules: Rules
     Pairwise, a vote is what both orders agree on, and a tie where they do not: the rule of MT-Bench (Zheng et al. 2023,
     arXiv:2306.05685, section 3.4, the conservative way). ``median`` and ``mean`` are those of the votes; ``majority``
     is the value of more than half of them, and ``unparseable`` where there is none.
+
+    Parts: ``score_raw`` in the judge's scale, or pairwise ``order_conflicts``, the share of votes whose orders differ;
+    with several votes ``votes`` and ``agreement``, the share of them that are the verdict's value; ``cached``, the
+    share of replies that were, where any was.
     """
     values: list[float] = []
     troubles: list[NoReply] = []
@@ -342,11 +346,12 @@ def settle(asks: Sequence[Ask], replies: Sequence[Reply | NoReply], rules: Rules
     value = _aggregated(votes.values, rules.aggregate)
     if value is None:
         return Verdict(0.0, UNPARSEABLE, detail=f"no majority among the votes {[f'{v:g}' for v in votes.values]}")
-    parts = {
-        "votes": float(len(votes.values)),
-        "agreement": sum(vote == value for vote in votes.values) / len(votes.values),
-        "cached": sum(isinstance(reply, Reply) and reply.cached for reply in replies) / len(replies),
-    }
+    parts: dict[str, float] = {}
+    if rules.votes > 1:
+        parts["votes"] = float(rules.votes)
+        parts["agreement"] = sum(vote == value for vote in votes.values) / rules.votes
+    if cached := sum(isinstance(reply, Reply) and reply.cached for reply in replies):
+        parts["cached"] = cached / len(replies)
     if rules.pairwise:
         parts["order_conflicts"] = votes.conflicts / len(votes.values)
         score = value

@@ -139,8 +139,8 @@ def test_votes(scores, aggregate, raw, agreement):
     assert verdict.status == OK
     assert verdict.score == pytest.approx((raw - 1) / 8)
     assert verdict.parts["score_raw"] == pytest.approx(raw)
-    assert verdict.parts["agreement"] == pytest.approx(agreement)
-    assert verdict.parts["votes"] == len(scores)
+    assert verdict.parts.get("agreement", 1.0) == pytest.approx(agreement)
+    assert verdict.parts.get("votes", 1.0) == len(scores)
 
 
 def test_no_majority_is_unparseable():
@@ -485,7 +485,7 @@ def test_right_wrong_empty_and_open(stand_in, grade):
     verdicts = grade(["<think>1+1</think>2", "3", "", "<think>2"])
     assert [(v.score, v.status) for v in verdicts] == [(1.0, OK), (0.0, OK), (0.0, OK), (0.0, OK)]
     assert len(stand_in.requests) == 2
-    assert verdicts[0].parts == {"score_raw": 1.0, "votes": 1.0, "agreement": 1.0, "cached": 0.0}
+    assert verdicts[0].parts == {"score_raw": 1.0}
     assert "Score: 1" in verdicts[0].detail
     assert grade.metrics["judge/cached"] == grade.metrics["judge/retries"] == 0.0
     assert grade.metrics["judge/completion_tokens"] == 9.0  # "I compared the answer with the reference.\nScore: 1"
@@ -634,7 +634,7 @@ def test_a_reply_is_asked_for_once(stand_in, grade, tmp_path):
     assert [v.score for v in first] == [1.0, 0.0]
     assert [v.score for v in again] == [1.0, 0.0, 0.0]
     assert len(stand_in.requests) == 3
-    assert [v.parts["cached"] for v in again] == [1.0, 1.0, 0.0]
+    assert [v.parts.get("cached", 0.0) for v in again] == [1.0, 1.0, 0.0]
     assert grade.metrics["judge/cached"] == pytest.approx(2 / 3)
     assert grade.metrics["judge/completion_tokens"] == 3.0  # 9 tokens of one reply over three rows
 
