@@ -14,11 +14,12 @@ from typing import Any
 import psutil
 import pytest
 import ray
+import typer
 
 from actors.reward_service import RewardService
 from rewards.base import ERROR, NOT_APPLICABLE, OK, TIMEOUT, RewardLoadError
+from rlplatform.cli import _guarded
 from rlplatform.config import RewardConfig
-from rlplatform.roles import RunStopped
 from tests.integration.test_reward_service import drain, group, worker_pids
 
 FUNCTIONS = """
@@ -308,11 +309,17 @@ def test_slow_rows_and_first_failures_are_kept_and_shown(start, functions, tmp_p
     assert sum("reward deep failed for the first time" in record.getMessage() for record in caplog.records) == 1
 
 
-def test_three_calls_deep_the_users_line_comes_first(start, functions) -> None:
+def test_three_calls_deep_the_users_line_comes_first(start, functions, capsys) -> None:
+    """Through the command line's own way of ending: the first ten lines hold the user's file and line."""
     service = start({"deep": {}})
     service.submit([group(f"p{i}", ["a"], chat=False) for i in range(4)], step=0)
     drain(service)
-    with pytest.raises(RunStopped) as caught:
-        service.metrics()
+    with pytest.raises(typer.Exit) as stopped:
+        _guarded(service.metrics)
+    assert stopped.value.exit_code == 1
+    told = capsys.readouterr().err.split("\n")
     line = 1 + FUNCTIONS[: FUNCTIONS.index("return {}[text]")].count("\n")
-    assert f"first failure of deep: KeyError: 'a', at {functions}:{line} in third" in str(caught.value).split("\n")[1]
+    assert told[0].startswith("stopped: reward: 100% of 4 verdicts are errors or timeouts")
+    assert told[1] == f"first failure of deep: KeyError: 'a', at {functions}:{line} in third"
+    assert f'  File "{functions}", line {line}, in third' in told
+    assert len(told) < 40
