@@ -227,7 +227,8 @@ def _is_quoted(text: str) -> bool:
 
 
 def _all_cased(text: str, case: Callable[[str], bool]) -> bool:
-    return case(text) and is_in_language(text, "en")
+    """The case is what was asked for: more room for foreign names than where the language is."""
+    return case(text) and is_in_language(text, "en", min_share=0.7)
 
 
 KINDS: dict[str, Kind] = {

@@ -409,6 +409,7 @@ CASES = {
         ({}, LONG_EN, 1, A),
         ({}, "haiku about rain falling on the old stone bridge", 1, A),
         ({}, "my answer is no.", 1, A),
+        ({}, "day 1: arrive in zürich, see the schweizerhof\nday 2: hike to lauterbrunnen", 1, D),
         ({}, LONG_EN + " I", 0, A),
         ({}, LONG_EN.upper(), 0, A),
         ({}, "une lettre à mon ami qui habite à paris", 0, A),
@@ -775,3 +776,10 @@ def test_languages_of_real_texts():
         for other, foreign in texts.items():
             if other != code:
                 assert sum(is_in_language(text, code) for text in foreign[:4]) == 0, (code, other)
+
+
+def test_a_foreign_name_is_no_foreign_language():
+    """Seven of ten letters of an English answer in capitals are enough, nine of ten of an answer in English."""
+    text = "we walked home late and it was raining all the night. rue de la république et du général leclerc."
+    assert not is_in_language(text, "en")
+    assert is_in_language(text, "en", min_share=0.5)
