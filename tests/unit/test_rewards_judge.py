@@ -8,8 +8,10 @@ import importlib.util
 import itertools
 import json
 import multiprocessing
+import os
 import re
 import sqlite3
+import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -738,3 +740,24 @@ def test_questions_of_many_subjects(stand_in, grade):
             float(answer.split() == reference.split()) for answer, reference in zip(answers, references, strict=True)
         ]
     assert sum(v.score for v in verdicts) < 3  # neighbours' references differ
+
+
+def test_the_page_s_example(served, stand_in, tmp_path):
+    """docs/judge.md: two answers, by the rule `exact` instead of `math`, so the first one is written out."""
+    page = (ROOT / "docs" / "judge.md").read_text()
+    [rows] = re.findall(r"```json file=judged.jsonl\n(.*?)```", page, re.DOTALL)
+    [command] = re.findall(r"^\$ rlplatform (reward test .*)$", page, re.MULTILINE)
+    (tmp_path / "judged.jsonl").write_text(rows.replace("\\\\boxed{3/4}", "0.75"))
+    arguments = command.replace("http://127.0.0.1:8001/v1", served[1]).split()
+    done = subprocess.run(
+        [sys.executable, "-m", "rlplatform", *arguments, "--out", "verdicts.jsonl"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    verdicts = [json.loads(line) for line in (tmp_path / "verdicts.jsonl").read_text().splitlines()]
+    assert [(v["score"], v["status"]) for v in verdicts] == [(1.0, "ok"), (0.0, "ok")]
