@@ -17,7 +17,8 @@ OpenRLHF (``--reward.remote_url path/file.py``)::
 
     reward_func(queries, prompts, labels) -> tensor [n] | {"rewards": tensor [n], "scores": ..., "extra_logs": {...}}
 
-called with batches. ``prompts`` are the rendered prompts (column ``prompt_text``), ``queries`` prompts and completions
+called with batches. ``scores`` and the lists among ``extra_logs`` are parts, single numbers there are metrics.
+``prompts`` are the rendered prompts (column ``prompt_text``), ``queries`` prompts and completions
 joined, ``labels`` column ``label``, or ``answer`` where there is none.
 """
 
@@ -48,7 +49,7 @@ def from_verl(fn: Function, name: str) -> Function:
             "data_source": _of_row(columns["data_source"], row),
             "solution_str": text_of(completion),
             "ground_truth": _ground_truth(name, row, columns),
-            "extra_info": dict(_of_row(columns["extra_info"], row) or {}),
+            "extra_info": {**_no_turns(), **(_of_row(columns["extra_info"], row) or {})},
         }
 
     columns = ("data_source", "ground_truth", "reward_model", "extra_info", "answer")
@@ -74,16 +75,21 @@ def from_openrlhf(fn: Function, name: str) -> Function:
     settings = _settings(fn, _OPENRLHF, name)
     columns = ("prompt_text", "label", "answer")
 
-    def reward(prompts: Sequence[Any], completions: Sequence[Any], **given: Any) -> Any:
+    def reward(
+        prompts: Sequence[Any],
+        completions: Sequence[Any],
+        log_metric: Callable[[str, float], None] | None = None,
+        **given: Any,
+    ) -> Any:
         found, chosen = _split(given, columns)
         rendered = found["prompt_text"] or [_prompt_text(prompt) for prompt in prompts]
         texts = [text_of(completion) for completion in completions]
         queries = [prompt + text for prompt, text in zip(rendered, texts, strict=True)]
         labels = found["label"] or found["answer"] or [None] * len(texts)
         result = fn(queries=queries, prompts=list(rendered), labels=list(labels), **chosen)
-        return _openrlhf_scores(name, result, len(texts)) if isinstance(result, Mapping) else result
+        return _openrlhf_scores(name, result, len(texts), log_metric) if isinstance(result, Mapping) else result
 
-    return _like(fn, reward, _signature(("prompts", "completions"), columns, settings))
+    return _like(fn, reward, _signature(("prompts", "completions"), ("log_metric", *columns), settings))
 
 
 ADAPTERS: dict[str, Callable[[Function, str], Function]] = {"verl": from_verl, "openrlhf": from_openrlhf}
@@ -150,6 +156,11 @@ def _of_row(column: Sequence[Any] | None, row: int) -> Any:
     return None if column is None else column[row]
 
 
+def _no_turns() -> dict[str, Any]:
+    """What verl's reward manager adds to ``extra_info`` of an answer in one turn."""
+    return {"num_turns": None, "rollout_reward_scores": {}}
+
+
 def _ground_truth(name: str, row: int, columns: Mapping[str, Any]) -> Any:
     if columns["ground_truth"] is not None:
         return columns["ground_truth"][row]
@@ -200,18 +211,22 @@ def _prompt_text(prompt: Any) -> str:
     return "\n".join(str(message["content"]) for message in prompt)
 
 
-def _openrlhf_scores(name: str, result: Mapping[str, Any], num_rows: int) -> list[Verdict]:
+def _openrlhf_scores(
+    name: str, result: Mapping[str, Any], num_rows: int, log_metric: Callable[[str, float], None] | None
+) -> list[Verdict]:
     if "rewards" not in result:
         raise RewardContractError(f"reward {name!r}: expected a dict with 'rewards', got {sorted(result)}")
-    columns = {"rewards": result["rewards"], "scores": result.get("scores"), **(result.get("extra_logs") or {})}
-    lists = {key: values.tolist() if hasattr(values, "tolist") else values for key, values in columns.items()}
-    for key, values in lists.items():
-        if values is not None and (not isinstance(values, Sequence) or len(values) != num_rows):
-            raise RewardContractError(
-                f"reward {name!r}: {key!r}: expected {num_rows} values, one a row, got {values!r}"
-            )
-    parts = {key: values for key, values in lists.items() if key != "rewards" and values is not None}
+    given = {"rewards": result["rewards"], "scores": result.get("scores"), **(result.get("extra_logs") or {})}
+    columns = {key: values.tolist() if hasattr(values, "tolist") else values for key, values in given.items()}
+    for key, values in list(columns.items()):
+        if key != "rewards" and (values is None or _number(values) is not None):
+            del columns[key]
+            if values is not None and log_metric is not None:
+                log_metric(key, float(values))
+        elif not isinstance(values, Sequence) or len(values) != num_rows:
+            raise RewardContractError(f"reward {name!r}: {key}: expected {num_rows} values, one a row, got {values!r}")
+    parts = {key: values for key, values in columns.items() if key != "rewards"}
     return [
         Verdict(float(score), parts={key: float(values[row]) for key, values in parts.items()})
-        for row, score in enumerate(lists["rewards"])
+        for row, score in enumerate(columns["rewards"])
     ]

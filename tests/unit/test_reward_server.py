@@ -10,6 +10,7 @@ import math
 import re
 import threading
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,13 @@ from hypothesis import strategies as st
 
 from rewards.base import ERROR, NOT_APPLICABLE, OK, STATUSES, TIMEOUT, UNPARSEABLE, RewardLoadError, Verdict
 from rewards.composition import read_parts
-from rewards.protocol import ScoreRequest, WireError, read_reply, read_request, write_reply, write_request
+from rewards.protocol import ScoreRequest, WireError, read_reply, read_request, write_error, write_reply, write_request
 from rewards.remote import remote_reward
 from rewards.runner import RewardPool, Scored
 from rlplatform.config import ConfigError
+from rlplatform.reward_choice import choose
 from rlplatform.reward_server import Answer, RewardServer, Served, version_of
-from rlplatform.serving import is_loopback, read_token
+from rlplatform.serving import Options, is_loopback, read_token, serve_rewards
 
 TOKEN = "correct-horse-battery"
 BEARER = {"authorization": f"Bearer {TOKEN}"}
@@ -338,6 +340,22 @@ class TestVersion:
 # --- the client, over a real socket -----------------------------------------------------------------------------------
 
 
+JSON = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5)),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.dictionaries(
+            st.sampled_from(
+                ["prompts", "completions", "columns", "groups", "completion_ids", "step", "role", "content"]
+            ),
+            inner,
+            max_size=4,
+        ),
+    ),
+    max_leaves=12,
+)
+
+
 @dataclass
 class Http:
     """An HTTP server in a thread: every request goes to ``answer``."""
@@ -435,6 +453,21 @@ class TestRemote:
             server.close()
         assert [v["score"] for v in reply["verdicts"]] == [1.0, 0.0, 0.0, 1.0]
 
+    def test_a_server_that_does_not_answer_makes_the_group_a_timeout(self):
+        answered = threading.Event()
+        good = write_reply(Scored([Verdict(1.0)] * 2, {}, {}, {}), "v")
+
+        def late(*_: Any) -> Answer:
+            answered.wait(20)
+            return Answer(200, good, {})
+
+        with Http(late) as web, RewardPool({"remote": {"args": {"url": web.url}}}, timeout_s=1.0) as pool:
+            verdicts = pool.score(["p"] * 2, ["a", "b"], groups=[0, 0])
+            answered.set()
+            again = pool.score(["p"] * 2, ["a", "b"], groups=[0, 0])
+        assert [v.status for v in verdicts] == [TIMEOUT] * 2
+        assert [v.score for v in again] == [1.0, 1.0]
+
     def test_a_busy_server_is_asked_again(self):
         good = write_reply(Scored([Verdict(1.0)], {}, {}, {}), "v")
         answers = iter(
@@ -509,6 +542,17 @@ class TestRemote:
             assert remote_reward(["p"], ["c"], url=web.url)[0].status == NOT_APPLICABLE
 
 
+@given(st.one_of(st.binary(max_size=200), JSON.map(lambda value: json.dumps(value).encode())))
+def test_whatever_is_sent_is_read_or_refused_by_field(body):
+    try:
+        request = read_request(body)
+    except WireError as error:
+        told = json.loads(write_error(error))["error"]
+        assert set(told) == {"field", "row", "message"}
+    else:
+        assert len(request.prompts) == len(request.completions) > 0
+
+
 class TestToken:
     def test_of_a_file(self, tmp_path):
         path = tmp_path / "token"
@@ -529,6 +573,25 @@ class TestToken:
         assert first[1]
         assert first != second
         assert len(first[0]) >= 40
+
+
+@pytest.mark.parametrize(("host", "warns"), [("127.0.0.1", False), ("0.0.0.0", True)])
+def test_listening_beyond_this_machine_is_warned_of_and_the_token_shown_once(monkeypatch, capsys, host, warns):
+    started = []
+
+    @contextmanager
+    def nothing(choice, options, token):
+        started.append(token)
+        yield "http://here", "v1"
+
+    monkeypatch.setattr("rlplatform.serving.serving", nothing)
+    monkeypatch.setattr("rlplatform.serving.threading.Event.wait", lambda *_: True)
+    monkeypatch.setattr("rlplatform.serving.signal.signal", lambda *_: None)
+    serve_rewards(choose(["math"]), Options(host=host))
+    told = capsys.readouterr()
+    assert told.out.count(started[0]) == 1
+    assert "serving math at http://here (version v1)" in told.out
+    assert ("can be reached from other machines, and HTTP is not encrypted" in told.err) == warns
 
 
 def test_loopback():

@@ -30,7 +30,7 @@ def compute_score(data_source, solution_str, ground_truth, extra_info=None, form
 def as_dict(data_source, solution_str, ground_truth, extra_info):
     right = solution_str == ground_truth
     return {"score": 1.0 if right else -1.0, "acc": right, "pred": solution_str, "index": extra_info["index"],
-            "nan": float("nan"), "nothing": None, "source": data_source}
+            "nan": float("nan"), "nothing": extra_info["num_turns"], "source": data_source}
 
 async def slow(data_source, solution_str, ground_truth, extra_info):
     import asyncio
@@ -194,7 +194,8 @@ def reward_func(queries, prompts, labels):
 def with_logs(queries, prompts, labels, bonus=0.0):
     rewards = torch.tensor([len(query) + bonus for query in queries])
     lengths = torch.tensor([len(prompt) for prompt in prompts])
-    return {"rewards": rewards, "scores": rewards / 10, "extra_logs": {"prompt": lengths}}
+    logs = {"prompt": lengths, "mean": rewards.mean(), "none": None}
+    return {"rewards": rewards, "scores": rewards / 10, "extra_logs": logs}
 
 def short(queries, prompts, labels):
     return {"rewards": [1.0]}
@@ -217,8 +218,10 @@ class TestOpenRLHF:
         message = [{"role": "user", "content": "hello"}]
         [verdict] = fn(prompts=[message], completions=[[{"role": "assistant", "content": "x"}]], bonus=1.0)
         assert (verdict.score, verdict.parts) == (7.0, {"scores": pytest.approx(0.7), "prompt": 5.0})
-        [verdict] = fn(prompts=[message], completions=["x"], prompt_text=["<user>hello"])
+        logged: dict[str, float] = {}
+        [verdict] = fn(prompts=[message], completions=["x"], prompt_text=["<user>hello"], log_metric=logged.__setitem__)
         assert verdict.score == 12.0
+        assert logged == {"mean": 12.0}
 
     def test_in_a_pool(self, openrlhf_file):
         name = f"openrlhf:{openrlhf_file}:"
