@@ -146,13 +146,14 @@ async def _send(endpoint: Endpoint, body: Mapping[str, Any]) -> Reply | NoReply:
         return NoReply(ERROR, _hide(f"{url} answered HTTP {error.status_code}: {_message(error)}{_hint(error)}", key))
     except (openai.OpenAIError, ValueError) as error:
         return NoReply(ERROR, _hide(f"{url} did not answer with a chat completion: {_first_lines(str(error))}", key))
-    if not isinstance(answer, ChatCompletion) or not answer.choices or answer.choices[0].message is None:
+    message = answer.choices[0].message if isinstance(answer, ChatCompletion) and answer.choices else None
+    if not isinstance(answer, ChatCompletion) or message is None or not isinstance(message.content, (str, type(None))):
         shown = _first_lines(answer if isinstance(answer, str) else repr(answer))
         return NoReply(ERROR, _hide(f"{url} did not answer with a chat completion: {shown}", key))
     choice, usage = answer.choices[0], answer.usage
     return Reply(
-        text=choice.message.content or "",
-        complete=choice.finish_reason != "length",
+        text=message.content or "",
+        complete=choice.finish_reason not in ("length", "content_filter"),
         retries=response.retries_taken,
         prompt_tokens=usage.prompt_tokens or 0 if usage else 0,
         completion_tokens=usage.completion_tokens or 0 if usage else 0,

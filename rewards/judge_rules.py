@@ -165,7 +165,7 @@ class Reply:
     """What the judge said."""
 
     text: str
-    complete: bool = True  # false: cut off at max_tokens
+    complete: bool = True  # false: cut off, at max_tokens or by a filter
     cached: bool = False
     retries: int = 0
     prompt_tokens: int = 0
@@ -280,7 +280,7 @@ def read_value(reply: Reply, ask: Ask, rules: Rules) -> float:
     Raises UnreadableReply.
     """
     if not reply.complete:
-        raise UnreadableReply(_told(f"the reply was cut off at max_tokens={rules.max_tokens}", reply))
+        raise UnreadableReply(_told(f"the reply was cut off (max_tokens={rules.max_tokens})", reply))
     text = after_thoughts(reply.text)
     if text is None:
         raise UnreadableReply(_told("the judge's think block is not closed", reply))
