@@ -164,8 +164,9 @@ def preference_reward(
 
 
 def warm_up() -> None:
-    """Imports that take seconds; called once, before processes are forked."""
-    import transformers.models.auto.tokenization_auto  # noqa: F401
+    """Imports that take seconds; called once, before processes are forked.
 
-    import model.reward_head
-    import model.tokenizer  # noqa: F401
+    Not the model's own modules: they load triton, which complains at the end of a process that was not a fork.
+    """
+    import torch  # noqa: F401
+    import transformers.models.auto.tokenization_auto  # noqa: F401

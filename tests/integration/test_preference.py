@@ -33,7 +33,7 @@ from rlplatform.config import (
 )
 from rlplatform.reads import ENV, reads
 from rlplatform.runs import RunFolder
-from rlplatform.tasks.preferences import POLITE, RUDE, pairs
+from rlplatform.tasks.preferences import POLITE, RUDE, pairs, quality
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMING = ("seconds", "tokens_per_s")
@@ -154,6 +154,50 @@ def test_an_actor_scores_as_the_plain_function_does(polite: PreferenceResult) ->
         assert score.version == f"{polite.model} {weights_hash(str(polite.model))}"
     finally:
         fleet.close()
+
+
+@pytest.mark.usefixtures("_ray")
+def test_the_reward_service_starts_the_actors_itself(polite: PreferenceResult) -> None:
+    """The same scores through the service, whole groups, and the model's hash among the versions of the graders."""
+    from actors.reward_service import RewardService
+    from rlplatform.config import RewardConfig
+    from rlplatform.types import Prompt, Rollout, RolloutGroup
+
+    rows = pairs(5, rule="polite", num_train=3, num_test=1)["train"]
+
+    def group(index: int, row: dict[str, Any]) -> RolloutGroup:
+        messages = ({"role": "user", "content": row["prompt"]},)
+        prompt = Prompt(row["id"], messages, np.arange(3, dtype=np.int32), row["prompt"], {})
+        rollouts = tuple(
+            Rollout(
+                token_ids=np.arange(4, dtype=np.int32),
+                loss_mask=np.ones(4, dtype=bool),
+                rollout_logprobs=np.zeros(4, dtype=np.float32),
+                policy_version=np.zeros(4, dtype=np.int32),
+                finish="stop",
+                text=row[name],
+            )
+            for name in ("chosen", "rejected")
+        )
+        return RolloutGroup(prompt, rollouts, step=0, index=index)
+
+    functions = {
+        "proxy": {"function": "preference", "weight": 0.5, "args": {"model": str(polite.model)}},
+        "gold": {"function": "rlplatform.tasks.preferences:gold_reward", "weight": 0.0},
+    }
+    service = RewardService(RewardConfig(functions=functions))
+    try:
+        scored = service.score([group(index, row) for index, row in enumerate(rows)], step=0)
+        versions = json.dumps(service.versions())
+    finally:
+        service.close()
+    for row, one in zip(rows, scored, strict=True):
+        expected = preference_reward([row["prompt"]] * 2, [row["chosen"], row["rejected"]], model=str(polite.model))
+        for verdict, alone, answer in zip(one.verdicts, expected, (row["chosen"], row["rejected"]), strict=True):
+            assert verdict.parts["proxy"] == pytest.approx(alone.score, abs=1e-5)
+            assert verdict.parts["gold"] == pytest.approx(quality(answer))
+            assert verdict.score == pytest.approx(0.5 * alone.score, abs=1e-5)
+    assert weights_hash(str(polite.model)) in versions
 
 
 @pytest.mark.usefixtures("_ray")
