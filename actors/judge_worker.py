@@ -1,7 +1,8 @@
 """The actor that a reward service starts for `judge_model`: a judge in a vLLM engine of its own.
 
 It is a rollout worker that is asked judge prompts instead of training prompts: same engine, same arguments, other
-questions. What is asked and how replies are read is ``rewards/judge_rules.py``, as for a judge behind an endpoint.
+questions. What is asked, and how replies are read, is ``rewards/judge_rules.py`` and ``rewards/judge_reading.py``, as
+for a judge behind an endpoint.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from model.messages import RenderError, render_chat
 from rewards.base import ERROR, TIMEOUT, Verdict
 from rewards.judge import rows_of
 from rewards.judge_prompts import Case, JudgeSettingsError
-from rewards.judge_rules import Ask, NoReply, Reply, Rules, Usage, case_of, plan, rules_of, settle
+from rewards.judge_reading import settle
+from rewards.judge_rules import Ask, NoReply, Reply, Rules, Usage, case_of, plan, rules_of
 from rlplatform.config import ModelConfig, RolloutConfig
 from rlplatform.servable import check_servable
 from rlplatform.types import FINISH_LENGTH, GenerationRequest, Prompt, Rollout, SamplingParams

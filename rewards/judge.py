@@ -1,7 +1,7 @@
 """The `judge` reward: a model scores the answer, against a reference or without. See docs/judge.md.
 
 ``judge`` asks any OpenAI-compatible endpoint; ``judge_model`` has a vLLM engine of its own in a reward actor. Both show
-the same prompts (``judge_prompts``), read replies by the same rules (``judge_rules``) and take the same columns:
+the same prompts (``judge_prompts``), read replies by the same rules (``judge_reading``) and take the same columns:
 
 - ``reference``, or else ``answer``: a text, or a list of texts of which any counts. Where the rows have neither, the
   judge scores without. A reference that is there and empty is ``unparseable``.
@@ -23,7 +23,8 @@ from typing import Any
 from rewards.base import RewardLoadError, Verdict, rowwise, served_by, signature_of
 from rewards.judge_client import Endpoint, ask
 from rewards.judge_prompts import JudgeSettingsError
-from rewards.judge_rules import Rules, Usage, case_of, plan, rules_of, settle
+from rewards.judge_reading import settle
+from rewards.judge_rules import Rules, Usage, case_of, plan, rules_of
 
 
 @rowwise
@@ -61,7 +62,7 @@ async def judge_reward(
 
     The keywords after ``log_metric`` are settings, see ``Endpoint`` and ``Rules``. A reply without exactly one score in
     the agreed form is ``unparseable``, a request that ran out of time ``timeout``, any other failure ``error``.
-    Parts are those of ``rewards.judge_rules.settle``.
+    Parts are those of ``rewards.judge_reading.settle``.
     """
     endpoint = Endpoint(base_url, model, api_key_env, timeout_s, max_retries, cache, extra_body or {})
     rules = Rules(

@@ -19,7 +19,8 @@ from weakref import WeakKeyDictionary
 from rewards.base import ERROR, TIMEOUT
 from rewards.judge_cache import ReplyCache, key_of
 from rewards.judge_prompts import JudgeSettingsError
-from rewards.judge_rules import Ask, NoReply, Reply, Rules, UnreadableReply, read_value
+from rewards.judge_reading import UnreadableReply, read_value
+from rewards.judge_rules import Ask, NoReply, Reply, Rules
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI

@@ -27,7 +27,8 @@ from rewards.judge import judge_model_reward, judge_reward
 from rewards.judge_cache import ReplyCache
 from rewards.judge_client import Endpoint, request_body
 from rewards.judge_prompts import Case, JudgeSettingsError, fill, harmless, marker, question_of
-from rewards.judge_rules import Ask, NoReply, Reply, Rules, UnreadableReply, case_of, plan, read_value, rules_of, settle
+from rewards.judge_reading import UnreadableReply, read_value, settle
+from rewards.judge_rules import Ask, NoReply, Reply, Rules, case_of, plan, rules_of
 from rewards.runner import RewardPool
 
 ROOT = Path(__file__).parents[2]
