@@ -236,7 +236,7 @@ def reward_serve(
     replicas: Annotated[int, typer.Option(min=1, help="Processes that take requests.")] = 1,
     processes: Annotated[int | None, typer.Option(min=1, help="Rows graded at a time, in each replica.")] = None,
     max_rows: Annotated[int, typer.Option(min=1, help="Rows that may wait at a replica; beyond, 429.")] = 4096,
-    max_body_mib: Annotated[float, typer.Option(help="Largest request; beyond, 413.")] = 32.0,
+    max_body_mib: Annotated[float, typer.Option(min=0.001, help="Largest request; beyond, 413.")] = 32.0,
 ) -> None:
     """Serve rewards over HTTP, for other trainers and machines: POST /score, GET /health, GET /version."""
     from rlplatform.reward_choice import choose
