@@ -20,6 +20,7 @@ import numpy as np
 
 from model.messages import RenderError
 from rewards.base import ERROR, TIMEOUT, Verdict, served_by
+from rewards.format import prompt_opens_block
 from rlplatform.preference_text import RewardText
 from rlplatform.sharding import micro_batches
 
@@ -80,6 +81,7 @@ class PreferenceScorer:
         prompts: Sequence[Any],
         completions: Sequence[Any],
         tools: Sequence[Any] | None = None,
+        prompt_text: Sequence[str] | None = None,
         *,
         timeout_s: float = 0.0,
     ) -> list[Verdict]:
@@ -93,7 +95,12 @@ class PreferenceScorer:
         rows: dict[int, np.ndarray] = {}
         for index, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
             try:
-                rows[index] = self._write(prompt, completion, None if tools is None else tools[index])
+                rows[index] = self._write(
+                    prompt,
+                    completion,
+                    tools=None if tools is None else tools[index],
+                    opened=prompt_text is not None and prompt_opens_block(prompt_text[index]),
+                )
             except RenderError as error:
                 found[index] = Verdict(0.0, ERROR, detail=f"preference: {error}")
         places = list(rows)
@@ -111,8 +118,8 @@ class PreferenceScorer:
             found |= {place: _verdict(score, seconds) for place, score in zip(mine, scores, strict=True)}
         return [found[index] for index in range(len(prompts))]
 
-    def _write(self, prompt: Any, completion: Any, tools: Any) -> np.ndarray:
-        written = self.text.write(self._tokenizer, prompt, completion, tools=tools)
+    def _write(self, prompt: Any, completion: Any, *, tools: Any, opened: bool) -> np.ndarray:
+        written = self.text.write(self._tokenizer, prompt, completion, tools=tools, opened=opened)
         if len(written.token_ids) > self.text.max_tokens:
             raise RenderError(
                 f"the conversation has {len(written.token_ids)} tokens, more than max_tokens={self.text.max_tokens}, "
@@ -144,6 +151,7 @@ def preference_reward(
     prompts: Sequence[Any],
     completions: Sequence[Any],
     tools: Sequence[Any] | None = None,
+    prompt_text: Sequence[str] | None = None,
     *,
     model: str = "",
     thoughts: str = "",
@@ -160,7 +168,7 @@ def preference_reward(
     scorer = _scorer(
         model, thoughts=thoughts, max_tokens=max_tokens, max_tokens_per_batch=max_tokens_per_batch, dtype=dtype
     )
-    return scorer.verdicts(prompts, completions, tools)
+    return scorer.verdicts(prompts, completions, tools, prompt_text)
 
 
 def warm_up() -> None:

@@ -34,8 +34,13 @@ class PreferenceWorker(FleetActor):
 
     def score(self, request: GradingRequest) -> PartScore:
         """One verdict a row, in order."""
+        columns = request.columns
         verdicts = self._scorer.verdicts(
-            request.prompts, request.completions, request.columns.get("tools"), timeout_s=self._timeout_s
+            request.prompts,
+            request.completions,
+            columns.get("tools"),
+            columns.get("prompt_text"),
+            timeout_s=self._timeout_s,
         )
         return PartScore(verdicts, version=self._scorer.version)
 

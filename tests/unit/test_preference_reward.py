@@ -123,6 +123,17 @@ def test_thoughts_are_read_as_in_training_unless_told_otherwise(model: Path) -> 
     assert abs(kept[0] - kept[1]) > 1e-4
 
 
+def test_a_thought_that_the_prompt_opened_is_stripped_even_if_it_never_ends(model: Path) -> None:
+    prompt, text = "<|im_start|>assistant\n<think>\n", "hm, let me think"
+    opened, empty = (
+        scores(preference_reward(["Hi?"], [answer], prompt_text=[start], model=str(model)))[0]
+        for answer, start in ((text, prompt), ("", "<|im_start|>assistant\n"))
+    )
+    assert opened == pytest.approx(empty, abs=1e-6)
+    ended = scores(preference_reward(["Hi?"], [f"{text}\n</think>\n\nYes."], prompt_text=[prompt], model=str(model)))
+    assert ended == pytest.approx(scores(preference_reward(["Hi?"], ["Yes."], model=str(model))), abs=1e-6)
+
+
 def test_too_long_is_a_status_at_the_exact_boundary_and_nothing_is_cut(model: Path) -> None:
     from transformers import AutoTokenizer
 
