@@ -31,9 +31,9 @@ def test_composed_reward(monkeypatch, capsys):
 
 
 def test_no_example_is_left_out():
-    """Files that other tests run are named here."""
-    elsewhere = {"stand_in_judge.py"}
-    modules = {name.removeprefix("verl:").partition(":")[0] for name in RUNS}
-    assert {path.name for path in EXAMPLES.glob("*.py")} == modules | elsewhere
-    rows = {*RUNS.values(), "composed_reward.jsonl", "conversations.jsonl"}  # the last: docs/tokens.md
-    assert {path.name for path in EXAMPLES.glob("*.jsonl")} == rows
+    """Run above, or by a command of a page, which tests/e2e/test_docs.py runs."""
+    pages = "".join(page.read_text() for page in (EXAMPLES.parent / "docs").glob("*.md"))
+    run = {name.removeprefix("verl:").partition(":")[0] for name in RUNS} | {*RUNS.values()}
+    run |= {"composed_reward.jsonl", "composed_reward.yaml"}
+    left_out = {path.name for path in EXAMPLES.iterdir() if path.is_file()} - run
+    assert {name for name in left_out if f"examples/{name}" not in pages} == set()
