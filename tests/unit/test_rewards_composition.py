@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -110,6 +112,15 @@ def test_from_yaml_to_parts():
     assert changed.reward.parts["math"].weight == 2.0
     with pytest.raises(ConfigError, match=r"did you mean 'weight'"):
         load_values({"kind": "rl", "reward": {"functions": functions}}, ["reward.functions.math.weigth=2"])
+
+
+def test_the_compositions_of_the_page_can_be_read():
+    page = (Path(__file__).parents[2] / "docs" / "rewards.md").read_text()
+    blocks = [yaml.safe_load(block) for block in re.findall(r"^```yaml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)]
+    compositions = [block["reward"]["functions"] for block in blocks if "functions" in block.get("reward", {})]
+    assert len(compositions) >= 4
+    for functions in compositions:
+        read_parts(functions)
 
 
 # --- settings -------------------------------------------------------------------------------------------------------
