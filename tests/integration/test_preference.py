@@ -201,6 +201,29 @@ def test_the_reward_service_starts_the_actors_itself(polite: PreferenceResult) -
 
 
 @pytest.mark.usefixtures("_ray")
+def test_neither_ranks_nor_zero_3_nor_micro_batches_change_the_steps(policy: Path, tmp_path: Path) -> None:
+    """With experts: losses of the routers included, over the whole step."""
+    folder = tmp_path / "moe"
+    init_model(folder, policy / "tokenizer", {"preset": "tiny-moe", "num_hidden_layers": 2, "hidden_size": 48}, seed=1)
+    splits = pairs(2, num_train=60, num_test=8)
+    curves = []
+    for name, ranks, zero_stage, budget in (("one", 1, 0, 4096), ("two", 2, 3, 300)):
+        config = preference_config(
+            folder,
+            tmp_path / name,
+            num_steps=4,
+            margin=0.5,
+            learner=LearnerConfig(num_workers=ranks, zero_stage=zero_stage, max_tokens_per_micro_batch=budget),
+        )
+        result = run_preference(config, rows=splits["train"], heldout_rows=splits["test"])
+        rows = RunFolder(result.model.parent).read_metrics()
+        curves.append([[row[k] for k in ("loss", "optimizer/grad_norm", "router/balance_loss")] for row in rows])
+        curves[-1].append([result.summary["heldout"][k] for k in ("loss", "margin_mean", "score_std")])
+    np.testing.assert_allclose(curves[0], curves[1], rtol=2e-3)
+    assert len(curves[0]) == 5
+
+
+@pytest.mark.usefixtures("_ray")
 def test_a_run_in_two_parts_ends_as_the_whole_one(policy: Path, tmp_path: Path) -> None:
     splits = pairs(1, num_train=200, num_test=20)
     results = {}
