@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from collections.abc import AsyncGenerator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
@@ -82,7 +82,7 @@ class Endpoint:
 
 
 async def ask(endpoint: Endpoint, rules: Rules, request: Ask) -> Reply | NoReply:
-    """The reply to a request, from the cache where it is there.
+    """The reply to a request, from the cache where it is there; the same request at the same time is sent once.
 
     Raises JudgeSettingsError: no key in the environment, or a cache that cannot be used.
     """
@@ -92,12 +92,45 @@ async def ask(endpoint: Endpoint, rules: Rules, request: Ask) -> Reply | NoReply
     key = key_of({"base_url": endpoint.base_url, "body": body, "vote": request.vote, "reading": reading})
     if cache is not None and (kept := cache.get(key)) is not None:
         return kept
-    reply = await _send(endpoint, body)
-    if cache is not None and isinstance(reply, Reply) and _is_readable(reply, request, rules):
-        text = cache.put(key, reply)
-        if text != reply.text:  # another process was first
-            return Reply(text, True, False, reply.retries, reply.prompt_tokens, reply.completion_tokens)
-    return reply
+
+    async def fetch() -> Reply | NoReply:
+        reply = await _send(endpoint, body)
+        if cache is not None and isinstance(reply, Reply) and _is_readable(reply, request, rules):
+            return replace(reply, text=cache.put(key, reply))  # another process may have been first
+        return reply
+
+    return await _once(key, fetch)
+
+
+@dataclass
+class _Flight:
+    """A request under way."""
+
+    task: asyncio.Task[Reply | NoReply]
+    num_waiting: int = 0
+
+
+async def _once(key: str, fetch: Callable[[], Coroutine[Any, Any, Reply | NoReply]]) -> Reply | NoReply:
+    """What ``fetch`` returns, run once for all who ask under ``key`` meanwhile: answers in a group are often the same.
+
+    It ends when the last of them gives up. Whoever came later has a cached reply.
+    """
+    loop = asyncio.get_running_loop()
+    flights = _flights.setdefault(loop, {})
+    first = key not in flights
+    if first:
+        flights[key] = _Flight(loop.create_task(fetch()))
+    flight = flights[key]
+    flight.num_waiting += 1
+    try:
+        reply = await asyncio.shield(flight.task)
+    finally:
+        flight.num_waiting -= 1
+        if not flight.num_waiting:
+            flight.task.cancel()  # does nothing where it is done
+            if flights.get(key) is flight:
+                del flights[key]
+    return replace(reply, cached=True, retries=0) if isinstance(reply, Reply) and not first else reply
 
 
 def request_body(endpoint: Endpoint, rules: Rules, request: Ask) -> dict[str, Any]:
@@ -193,6 +226,7 @@ def _hide(text: str, key: str) -> str:
 _clients: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, tuple[AsyncOpenAI, AsyncGenerator[AsyncOpenAI]]]] = (
     WeakKeyDictionary()
 )
+_flights: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, _Flight]] = WeakKeyDictionary()
 _caches: dict[str, ReplyCache] = {}
 
 

@@ -158,7 +158,7 @@ class Reply:
 
     text: str
     complete: bool = True  # false: cut off, at max_tokens or by a filter
-    cached: bool = False
+    cached: bool = False  # not asked for by this row: kept from before, or asked by another row just now
     retries: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0

@@ -615,7 +615,7 @@ def test_pairwise_against_a_second_answer(stand_in, grade):
     assert [v.score for v in verdicts] == [1.0, 0.0, 0.5]
     verdicts = grade(["short", "a longer one"], answer=None, baseline=["of middle"] * 2, pairwise=True)
     assert [v.score for v in verdicts] == [1.0, 0.0]
-    assert len(stand_in.requests) == 10
+    assert len(stand_in.requests) == 9  # "2" against "2" is the same in both orders
 
 
 def test_a_majority_outvotes_a_slip(stand_in, grade):
@@ -625,6 +625,36 @@ def test_a_majority_outvotes_a_slip(stand_in, grade):
     assert (right.score, wrong.score) == (1.0, 0.0)
     assert right.parts["agreement"] == wrong.parts["agreement"] == pytest.approx(2 / 3)
     assert sorted(request["seed"] for request in stand_in.requests[:3]) == [0, 1, 2]
+
+
+def test_equal_rows_share_a_request(stand_in, grade):
+    stand_in.delay_s = 0.3
+    verdicts = grade(["2", "3", "<think>1+1</think>2", "2"])
+    assert [v.score for v in verdicts] == [1.0, 0.0, 1.0, 1.0]
+    assert len(stand_in.requests) == 2
+    assert [v.parts.get("cached", 0.0) for v in verdicts] == [0.0, 0.0, 1.0, 1.0]
+    stand_in.faults.append("400")
+    assert [v.status for v in grade(["2", "2"])] == [ERROR, ERROR]
+    assert len(stand_in.requests) == 3
+
+
+def test_a_shared_request_goes_on_until_the_last_row_gives_up(stand_in, served):
+    async def rows(num_cancelled):
+        stand_in.delay_s = 0.3
+        given = {"base_url": served[1], "model": "m", "answer": ["2"]}
+        tasks = [asyncio.create_task(judge_reward(["q"], ["2"], **given)) for _ in range(3)]
+        await asyncio.sleep(0.15)
+        for task in tasks[:num_cancelled]:
+            task.cancel()
+        done = await asyncio.gather(*tasks, return_exceptions=True)
+        left = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        return [isinstance(one, asyncio.CancelledError) or one[0].score for one in done], len(left)
+
+    assert asyncio.run(rows(1)) == ([True, 1.0, 1.0], 0)
+    cancelled, left = asyncio.run(rows(3))
+    assert cancelled == [True] * 3
+    assert left <= 1  # the request itself, on its way out
+    assert len(stand_in.requests) <= 2
 
 
 # --- the cache ------------------------------------------------------------------------------------------------------
