@@ -64,7 +64,7 @@ def _own_lane(part: Part, fn: RewardFn, config: RewardConfig) -> LanePlan | None
                 "themselves; give the limit in args, where the function has such a setting"
             )
         return LanePlan(stage, {part.name: part}, num_workers, (0,) * num_workers, served, part.gpus, SERVED_ROWS)
-    if not (is_async(fn) or part.workers or part.gpus or limited):
+    if not (is_async(fn) or part.has_workers):
         return None
     if 0 < part.concurrency < num_workers:
         raise RewardLoadError(

@@ -86,6 +86,11 @@ class Part:
             if not 0 <= getattr(self, name) < math.inf:
                 raise RewardLoadError(f"{where}.{name}: expected >= 0, got {getattr(self, name)}")
 
+    @property
+    def has_workers(self) -> bool:
+        """Does the config alone give it workers of its own? (An async or served function has them anyway.)"""
+        return bool(self.workers or self.gpus or self.concurrency or self.per_second)
+
     def applies(self, row: Mapping[str, Any]) -> bool:
         """Does it grade a row with these columns? They hold every column of ``when``."""
         return all(row[column] in values for column, values in self.when.items())

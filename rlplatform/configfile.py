@@ -191,6 +191,8 @@ def placement(config: RunConfig) -> list[tuple[str, int, float, float]]:
         rollout = config.rollout
         wanted.append(("rollout worker", rollout.num_workers, rollout.cpus_per_worker, rollout.gpus_per_worker))
         wanted.append(("reward service", config.reward.num_workers, 0.0, 0.0))
+        own = [part for part in (config.reward.parts.values() if config.reward.functions else ()) if part.has_workers]
+        wanted += [(f"reward {part.name}", part.workers or 1, 0.0, part.gpus) for part in own]
     if isinstance(config, RLConfig | SFTConfig | PreferenceConfig):
         learner = config.learner
         wanted.append(("learner", learner.num_workers, learner.cpus_per_worker, learner.gpus_per_worker))

@@ -11,7 +11,7 @@ from typing import Any
 
 from actors.reward_records import headline
 from actors.reward_versions import source_file
-from rewards.base import ERROR, NOT_APPLICABLE, RewardLoadError, is_async, resolve, signature_of
+from rewards.base import ERROR, NOT_APPLICABLE, SUPPLIED, RewardLoadError, is_async, resolve, signature_of
 from rewards.composition import Part, check_part
 from rewards.runner import RewardPool
 from rlplatform.config import ConfigError, RewardConfig
@@ -46,6 +46,12 @@ def check_columns(reward: RewardConfig, prompts: Sequence[Prompt]) -> None:
     parts = reward.parts
     signatures = {name: signature_of(resolve(part.function), part.function) for name, part in parts.items()}
     for prompt in {frozenset(prompt.columns): prompt for prompt in prompts}.values():  # one of each kind of row
+        taken = sorted(set(prompt.columns) & {*SUPPLIED, "prompt_text"})
+        if taken:
+            raise ConfigError(
+                f"prompt {prompt.prompt_id}: the columns {taken} have names of what the platform gives to reward "
+                "functions; rename them in the data, or with data.columns.NAME=COLUMN"
+            )
         for part in parts.values():
             try:
                 part.check_columns([*prompt.columns, "prompt_text"])

@@ -160,6 +160,12 @@ def test_columns_of_every_prompt_count_and_none_has_the_name_of_a_setting(user_f
         check_columns(RewardConfig(functions=scaled), [*PROMPTS, prompt(2, answer="x", scale=1)])
 
 
+@pytest.mark.parametrize("name", ["completions", "trainer_state", "prompt_text"])
+def test_columns_that_the_platform_gives_itself_are_refused(name):
+    with pytest.raises(ConfigError, match=rf"prompt p1: the columns \['{name}'\] have names"):
+        check_columns(RewardConfig(functions={"math": 1.0}), [PROMPTS[0], prompt(1, answer="7", **{name: "x"})])
+
+
 def test_the_accuracy_is_a_part():
     config = RewardConfig(functions={"format": 0.1, "maths": {"function": "math"}})
     assert accuracy_metric(config, "") == "format"
