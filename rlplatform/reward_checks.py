@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -57,6 +57,7 @@ def check_columns(reward: RewardConfig, prompts: Sequence[Prompt]) -> None:
                 part.check_columns([*prompt.columns, "prompt_text"])
             except RewardLoadError as error:
                 raise ConfigError(f"prompt {prompt.prompt_id}: {error}") from error
+    _warn_of_rows_without_grader(parts, prompts)
     asked: set[tuple[str, frozenset[str]]] = set()
     for prompt in prompts:
         for part in parts.values():
@@ -70,6 +71,17 @@ def check_columns(reward: RewardConfig, prompts: Sequence[Prompt]) -> None:
                     f"reward {part.name!r} needs the columns {missing}, and prompt {prompt.prompt_id} has "
                     f"{sorted(prompt.columns)}; set data.answer=COLUMN or data.columns.NAME=COLUMN"
                 )
+
+
+def _warn_of_rows_without_grader(parts: Mapping[str, Part], prompts: Sequence[Prompt]) -> None:
+    """A `when` that matches nothing is allowed, and most often a slip: "1" is not 1."""
+    for part in parts.values():
+        if part.when and not any(part.applies(_row(prompt)) for prompt in prompts):
+            seen = {column: sorted({repr(_row(p)[column]) for p in prompts})[:5] for column in part.when}
+            LOGGER.warning("reward.functions.%s.when matches no row; the rows have %s", part.name, seen)
+    num_without = sum(not any(part.applies(_row(prompt)) for part in parts.values()) for prompt in prompts)
+    if num_without:
+        LOGGER.warning("%d of %d rows are graded by no reward function and will be left out", num_without, len(prompts))
 
 
 def _row(prompt: Prompt) -> dict[str, Any]:

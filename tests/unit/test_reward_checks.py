@@ -166,6 +166,15 @@ def test_columns_that_the_platform_gives_itself_are_refused(name):
         check_columns(RewardConfig(functions={"math": 1.0}), [PROMPTS[0], prompt(1, answer="7", **{name: "x"})])
 
 
+def test_routing_that_reaches_no_row_is_warned_of(caplog):
+    functions = {"math": {"when": {"task": "a"}}, "exact": {"when": {"task": ["c", "d"]}}}
+    with caplog.at_level(logging.WARNING):
+        check_columns(RewardConfig(functions=functions), PROMPTS)
+    assert """reward.functions.exact.when matches no row; the rows have {'task': ["'a'", "'b'"]}""" in caplog.text
+    assert "1 of 2 rows are graded by no reward function" in caplog.text
+    assert "functions.math" not in caplog.text
+
+
 def test_the_accuracy_is_a_part():
     config = RewardConfig(functions={"format": 0.1, "maths": {"function": "math"}})
     assert accuracy_metric(config, "") == "format"
