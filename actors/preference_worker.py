@@ -42,7 +42,8 @@ class PreferenceWorker(FleetActor):
             columns.get("prompt_text"),
             timeout_s=self._timeout_s,
         )
-        return PartScore(verdicts, version=self._scorer.version)
+        reason = next((verdict.detail for verdict in verdicts if not verdict.ok), "")
+        return PartScore(verdicts, tracebacks=(reason,) if reason else (), version=self._scorer.version)
 
     def version(self) -> str:
         """The model's path and the hash of its weights."""

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from actors.fleet import Fleet, Ok
-from actors.grading_request import GradingRequest
+from actors.grading_request import GradingRequest, PartScore
 from actors.preference import preference_reward
 from actors.preference_worker import PreferenceWorker
 from model.init import init_model
@@ -142,16 +142,26 @@ def test_an_actor_scores_as_the_plain_function_does(polite: PreferenceResult) ->
         PreferenceWorker, "preference", 1, cpus=0.0, actor_args=lambda worker: arguments, env={"OMP_NUM_THREADS": "1"}
     )
     try:
-        request = GradingRequest("preference", prompts, answers, {}, group_sizes=(8,) * 3)
-        call = fleet.call_async(0, PreferenceWorker.score, request)
-        replies: list[Any] = []
-        while not replies:
-            replies = list(fleet.ready(60.0))
-        assert replies[0].call == call
-        assert isinstance(replies[0].result, Ok)
-        score = replies[0].result.value
+
+        def ask(prompts: list[Any], answers: list[Any], group_sizes: tuple[int, ...]) -> PartScore:
+            call = fleet.call_async(
+                0, PreferenceWorker.score, GradingRequest("preference", prompts, answers, {}, group_sizes)
+            )
+            replies: list[Any] = []
+            while not replies:
+                replies = list(fleet.ready(60.0))
+            assert replies[0].call == call
+            assert isinstance(replies[0].result, Ok)
+            score: PartScore = replies[0].result.value
+            return score
+
+        score = ask(prompts, answers, (8,) * 3)
+        assert score.tracebacks == ()
         np.testing.assert_allclose([verdict.score for verdict in score.verdicts], expected, rtol=0, atol=1e-5)
         assert score.version == f"{polite.model} {weights_hash(str(polite.model))}"
+        mixed = ask([prompts[0]] * 2, ["word " * 500, answers[0]], (2,))
+        assert [verdict.status for verdict in mixed.verdicts] == ["error", "ok"]
+        assert "more than max_tokens=160" in mixed.tracebacks[0]
     finally:
         fleet.close()
 
