@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -210,55 +210,64 @@ def test_the_reward_service_starts_the_actors_itself(polite: PreferenceResult) -
     assert weights_hash(str(polite.model)) in versions
 
 
-@pytest.mark.usefixtures("_ray")
-def test_neither_ranks_nor_zero_3_nor_micro_batches_change_the_steps(policy: Path, tmp_path: Path) -> None:
-    """With experts: losses of the routers included, over the whole step."""
-    folder = tmp_path / "moe"
+@dataclass(frozen=True)
+class Small:
+    """A run with experts on one rank, and how to run it again otherwise."""
+
+    config: PreferenceConfig
+    result: PreferenceResult
+
+    def again(self, run_dir: Path, **changes: Any) -> PreferenceResult:
+        splits = pairs(2, num_train=80, num_test=8)
+        config = replace(self.config, run_dir=str(run_dir), **changes)
+        return run_preference(config, rows=splits["train"], heldout_rows=splits["test"])
+
+
+@pytest.fixture(scope="module")
+def small(_ray, policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Small:
+    folder = tmp_path_factory.mktemp("moe")
     init_model(folder, policy / "tokenizer", {"preset": "tiny-moe", "num_hidden_layers": 2, "hidden_size": 48}, seed=1)
-    splits = pairs(2, num_train=60, num_test=8)
-    curves = []
-    for name, ranks, zero_stage, budget in (("one", 1, 0, 4096), ("two", 2, 3, 300)):
-        config = preference_config(
-            folder,
-            tmp_path / name,
-            num_steps=4,
-            margin=0.5,
-            learner=LearnerConfig(num_workers=ranks, zero_stage=zero_stage, max_tokens_per_micro_batch=budget),
-        )
-        result = run_preference(config, rows=splits["train"], heldout_rows=splits["test"])
+    config = preference_config(
+        folder,
+        folder / "whole",
+        num_steps=8,
+        margin=0.5,
+        evaluate_every=3,
+        checkpoint=CheckpointConfig(every=3),
+        learner=LearnerConfig(num_workers=1, zero_stage=0, max_tokens_per_micro_batch=4096),
+    )
+    splits = pairs(2, num_train=80, num_test=8)
+    return Small(config, run_preference(config, rows=splits["train"], heldout_rows=splits["test"]))
+
+
+def test_neither_ranks_nor_zero_3_nor_micro_batches_change_the_steps(small: Small, tmp_path: Path) -> None:
+    """Losses of the routers included: they count over the whole step."""
+
+    def numbers(result: PreferenceResult) -> list[float]:
         rows = RunFolder(result.model.parent).read_metrics()
-        curves.append([[row[k] for k in ("loss", "optimizer/grad_norm", "router/balance_loss")] for row in rows])
-        curves[-1].append([result.summary["heldout"][k] for k in ("loss", "margin_mean", "score_std")])
-    np.testing.assert_allclose(curves[0], curves[1], rtol=2e-3)
-    assert len(curves[0]) == 5
+        steps = [row[k] for row in rows[:4] for k in ("loss", "optimizer/grad_norm", "router/balance_loss")]
+        return [*steps, rows[2]["eval/pair_loss"], rows[2]["eval/pair_margin"]]
+
+    ranks = LearnerConfig(num_workers=2, zero_stage=3, max_tokens_per_micro_batch=300)
+    other = small.again(tmp_path, num_steps=4, learner=ranks)
+    np.testing.assert_allclose(numbers(other), numbers(small.result), rtol=2e-3)
 
 
-@pytest.mark.usefixtures("_ray")
-def test_a_run_in_two_parts_ends_as_the_whole_one(policy: Path, tmp_path: Path) -> None:
-    splits = pairs(1, num_train=200, num_test=20)
-    results = {}
-    for name, steps in (("whole", (12,)), ("parts", (7, 12))):
-        for num_steps in steps:
-            config = preference_config(
-                policy,
-                tmp_path / name,
-                num_steps=num_steps,
-                evaluate_every=4,
-                checkpoint=CheckpointConfig(every=5),
-                learner=LearnerConfig(num_workers=1, zero_stage=0, max_tokens_per_micro_batch=1024),
-            )
-            results[name] = run_preference(config, rows=splits["train"], heldout_rows=splits["test"])
+def test_a_run_in_two_parts_ends_as_the_whole_one(small: Small, tmp_path: Path) -> None:
+    small.again(tmp_path, num_steps=5)
+    result = small.again(tmp_path, num_steps=8)
 
     def comparable(result: PreferenceResult) -> list[dict]:
         rows = RunFolder(result.model.parent).read_metrics()
         return [{key: value for key, value in row.items() if key not in TIMING} for row in rows]
 
-    assert comparable(results["parts"]) == comparable(results["whole"])
-    assert len(comparable(results["whole"])) == 12
-    weights = [(result.model / "model.safetensors").read_bytes() for result in results.values()]
+    assert comparable(result) == comparable(small.result)
+    assert len(comparable(result)) == 8
+    weights = [(one.model / "model.safetensors").read_bytes() for one in (result, small.result)]
     assert weights[0] == weights[1]
+    assert result.summary["heldout"] == small.result.summary["heldout"]
     with pytest.raises(ConfigError, match="expected a Hugging Face folder"):
-        run_preference(replace(config, model=ModelConfig()), rows=splits["train"])
+        small.again(tmp_path, model=ModelConfig())
 
 
 def leaves(cls: type) -> set[str]:
