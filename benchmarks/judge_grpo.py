@@ -28,7 +28,8 @@ from benchmarks.grpo_curve import draw, held_out, run_recipe, show
 from rlplatform.configfile import load
 
 CONFIG = ROOT / "configs" / "recipe" / "judge.yaml"
-METRICS = ("eval/accuracy", "eval/part/judge", "eval/part/format")
+METRICS = ("eval/accuracy", "eval/greedy_accuracy", "eval/part/judge", "eval/part/format")
+PANELS = ("eval/accuracy", "eval/greedy_accuracy", "reward/mean")
 START_S = 60
 
 
@@ -75,7 +76,7 @@ def main() -> None:
     with judge(url):
         rows = run_recipe(CONFIG, args.out, seed=args.seed, smoke=args.smoke)
     show(rows, METRICS)
-    draw(rows, METRICS, args.image or args.out / "judge_grpo.png")
+    draw(rows, PANELS, args.image or args.out / "judge_grpo.png")
     first, *_, last = held_out(rows, METRICS)
     steps = [row for row in rows if "score/critical_seconds" in row]
     waited = sum(row["score/critical_seconds"] for row in steps)
