@@ -25,6 +25,44 @@ from rlplatform.preference_text import RewardText
 from rlplatform.sharding import micro_batches
 
 
+def check_settings(
+    model: str = "",
+    thoughts: str = "",
+    max_tokens: int = 0,
+    max_tokens_per_batch: int = 8192,
+    dtype: str = "float32",
+) -> RewardText:
+    """How conversations will be written with these settings of ``PreferenceScorer``; no weights are read.
+
+    Raises:
+        ValueError: no reward model there, or a setting that does not fit it.
+    """
+    from model.hf import DTYPES
+    from model.reward_head import SETTINGS, read_config
+
+    if not model:
+        raise ValueError("preference: expected args: {model: FOLDER}, the folder of a trained reward model, got none")
+    try:
+        values = read_config(model)
+    except OSError as error:  # no such folder, or a hub that cannot be asked
+        raise ValueError(f"preference: model: {error}") from error
+    if SETTINGS not in values:
+        raise ValueError(
+            f"preference: expected a reward model in {model!r}, got a model without a scalar head; train one with "
+            "kind: preference (docs/preference.md)"
+        )
+    if max_tokens_per_batch < 1:
+        raise ValueError(f"preference: max_tokens_per_batch: expected >= 1, got {max_tokens_per_batch}")
+    if dtype not in DTYPES:
+        raise ValueError(f"preference: dtype: expected {' or '.join(DTYPES)}, got {dtype!r}")
+    changes: dict[str, Any] = {k: v for k, v in (("thoughts", thoughts), ("max_tokens", max_tokens)) if v}
+    text = replace(RewardText.of(values[SETTINGS]), **changes)
+    longest = values.get("max_position_embeddings")
+    if longest and text.max_tokens > longest:
+        raise ValueError(f"preference: max_tokens={text.max_tokens}: expected at most {longest}, the model's positions")
+    return text
+
+
 class PreferenceScorer:
     """A reward model in this process.
 
@@ -36,8 +74,7 @@ class PreferenceScorer:
         device: where it runs.
 
     Raises:
-        ValueError: no reward model there, or a setting that does not fit it.
-        FileNotFoundError: no such folder.
+        ValueError: as ``check_settings``.
     """
 
     def __init__(
@@ -50,31 +87,14 @@ class PreferenceScorer:
         dtype: str = "float32",
         device: str = "cpu",
     ) -> None:
-        from model.reward_head import is_reward_model, load_reward_model, read_settings, weights_hash
+        from model.reward_head import load_reward_model, weights_hash
         from model.tokenizer import load_tokenizer
 
-        if not model:
-            raise ValueError(
-                "preference: expected args: {model: FOLDER}, the folder of a trained reward model, got none"
-            )
-        if not is_reward_model(model):
-            raise ValueError(
-                f"preference: expected a reward model in {model!r}, got a model without a scalar head; train one with "
-                "kind: preference (docs/preference.md)"
-            )
-        if max_tokens_per_batch < 1:
-            raise ValueError(f"preference: max_tokens_per_batch: expected >= 1, got {max_tokens_per_batch}")
-        changes = {key: value for key, value in (("thoughts", thoughts), ("max_tokens", max_tokens)) if value}
-        self.text: RewardText = replace(RewardText.of(read_settings(model)), **changes)  # type: ignore[arg-type]
+        self.text = check_settings(model, thoughts, max_tokens, max_tokens_per_batch, dtype)
         self.version = f"{model} {weights_hash(model)}"
         self._model = load_reward_model(model, dtype=dtype).eval().to(device)
         self._tokenizer = load_tokenizer(model)
         self._device, self._max_tokens_per_batch = device, max_tokens_per_batch
-        longest = int(getattr(self._model.config, "max_position_embeddings", None) or self.text.max_tokens)
-        if self.text.max_tokens > longest:
-            raise ValueError(
-                f"preference: max_tokens={self.text.max_tokens}: expected at most {longest}, the positions of {model}"
-            )
 
     def verdicts(
         self,
@@ -169,6 +189,9 @@ def preference_reward(
         model, thoughts=thoughts, max_tokens=max_tokens, max_tokens_per_batch=max_tokens_per_batch, dtype=dtype
     )
     return scorer.verdicts(prompts, completions, tools, prompt_text)
+
+
+preference_reward.check_settings = check_settings  # type: ignore[attr-defined]
 
 
 def warm_up() -> None:

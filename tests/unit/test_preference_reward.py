@@ -16,7 +16,8 @@ from model.reward_head import load_reward_model, weights_hash
 from model.tokenizer import train_bpe
 from pretrain.preference_data import PairColumns, load_pairs
 from pretrain.preference_step import pair_scores
-from rewards.base import ERROR, OK, TIMEOUT
+from rewards.base import ERROR, OK, TIMEOUT, RewardLoadError
+from rewards.composition import Part, check_part
 from rewards.runner import RewardPool
 from rlplatform.config import DataConfig
 from rlplatform.preference_text import RewardText
@@ -166,13 +167,15 @@ def test_settings_that_do_not_fit_are_refused(model: Path) -> None:
         ({}, "the folder of a trained reward model"),
         ({"model": str(model.parent / "policy")}, "a model without a scalar head"),
         ({"model": str(model), "thoughts": "maybe"}, "expected strip or keep"),
-        ({"model": str(model), "max_tokens": 10_000}, "expected at most 2048, the positions of"),
+        ({"model": str(model), "max_tokens": 10_000}, "expected at most 2048, the model's positions"),
+        ({"model": str(model), "dtype": "float16"}, "expected float32 or bfloat16, got 'float16'"),
+        ({"model": "./nowhere"}, "no such folder"),
         ({"model": str(model), "max_tokens_per_batch": 0}, "max_tokens_per_batch: expected >= 1"),
     ):
         with pytest.raises(ValueError, match=said):
             preference_reward(["Hi?"], ["Yes."], **arguments)
-    with pytest.raises(FileNotFoundError, match="no such folder"):
-        preference_reward(["Hi?"], ["Yes."], model="./nowhere")
+        with pytest.raises(RewardLoadError, match=rf"reward\.functions\.preference\.args: .*{said}"):
+            check_part(Part("preference", "preference", args=arguments), preference_reward)  # before anything starts
 
 
 def test_the_version_names_the_weights(model: Path) -> None:
