@@ -34,8 +34,10 @@ class ConcurrentRows:
         signature: Signature,
         job: Mapping[str, Any],
         send: Callable[[Mapping[str, Any]], None],
+        interruption: Callable[[], SoftTimeout | None],
     ) -> None:
         self._channel, self._fn, self._signature, self._send = channel, fn, signature, send
+        self._interruption = interruption  # the soft signal that has arrived, if any
         self._timeout_s = float(job["timeout_s"])
         self._tasks: set[asyncio.Task[None]] = set()
         self._stalled_s = 0.0  # time in which the loop was blocked
@@ -100,8 +102,14 @@ class ConcurrentRows:
 
     async def _call(self, job: Mapping[str, Any], logs: Logs) -> tuple[Any, BaseException | None]:
         """(result, None) or (None, what was raised): the loop must not see SystemExit, which would end it."""
+        result: Any = None
+        failure: BaseException | None = None
         try:
             result = self._fn(**keywords(job, slice(0, 1), self._signature, logs))
-            return (await result if inspect.isawaitable(result) else result), None
+            result = await result if inspect.isawaitable(result) else result
         except (Exception, SoftTimeout, SystemExit, KeyboardInterrupt) as error:
-            return None, error
+            failure = error
+        signal = self._interruption()
+        if signal is not None and signal.task is asyncio.current_task():  # whatever the function made of it
+            failure = signal
+        return result, failure

@@ -27,7 +27,7 @@ from rewards.base import (
     resolve,
     signature_of,
 )
-from rewards.outcome import Logs, SoftTimeout, keywords, outcome
+from rewards.outcome import Logs, SoftTimeout, keywords, outcome, running_task
 from rewards.wire import receive_message
 
 SOFT_SIGNAL = signal.SIGUSR1  # the parent's timer; SIGALRM and its timers are left to the reward functions
@@ -63,13 +63,16 @@ class _Worker:
         self._functions = functions
         self._loaded: dict[str, tuple[RewardFn, Signature]] = {}
         self._armed = False
+        self._interruption: SoftTimeout | None = None  # of the call at hand; its function may have swallowed it
+        self._pid = os.getpid()
         self._runner = asyncio.Runner()  # one event loop for life, so that a function may keep its connections
         signal.signal(SOFT_SIGNAL, self._on_soft_signal)
 
     def _on_soft_signal(self, signum: int, frame: FrameType | None) -> None:
         if self._armed:
             self._armed = False
-            raise SoftTimeout("past its deadline")
+            self._interruption = SoftTimeout("past its deadline", running_task())
+            raise self._interruption
 
     def serve(self) -> None:
         try:
@@ -89,6 +92,8 @@ class _Worker:
                 self._send(message)
 
     def _send(self, message: Mapping[str, Any]) -> None:
+        if os.getpid() != self._pid:  # a fork that came back from the function: not one word, or it answers for us
+            os._exit(1)
         self._channel.sendall(json.dumps(message, default=repr).encode() + b"\n")
 
     def _by_row(self, job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -97,7 +102,10 @@ class _Worker:
 
     def _stream(self, job: Mapping[str, Any]) -> dict[str, Any]:
         """Rows of an async function, side by side, as the parent sends them; returns how it ended."""
-        rows = ConcurrentRows(self._channel, *self._loaded[job["function"]], job, self._send)
+        self._interruption = None
+        rows = ConcurrentRows(
+            self._channel, *self._loaded[job["function"]], job, self._send, lambda: self._interruption
+        )
         self._armed = True
         try:
             return self._runner.run(rows.serve())
@@ -113,6 +121,7 @@ class _Worker:
         started = time.perf_counter()
         result: Any = None
         failure: BaseException | None = None
+        self._interruption = None
         try:
             kwargs = keywords(job, rows, signature, logs)
             self._armed = True
@@ -124,7 +133,8 @@ class _Worker:
             failure = error
         finally:
             self._armed = False
-        return outcome(job, rows, logs, time.perf_counter() - started, result, failure)
+        # A bare `except` makes an answer, or another exception, of the deadline.
+        return outcome(job, rows, logs, time.perf_counter() - started, result, self._interruption or failure)
 
 
 async def _await(result: Any) -> Any:

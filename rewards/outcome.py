@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import time
 import traceback
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,21 @@ _OURS |= {__file__.replace("outcome.py", name) for name in ("outcome.py", "child
 
 
 class SoftTimeout(BaseException):
-    """Raised inside a reward function at its deadline; no ``except Exception`` on the way stops it."""
+    """Raised inside a reward function at its deadline; no ``except Exception`` on the way stops it.
+
+    ``task`` is the asyncio task that it was raised in, if any.
+    """
+
+    def __init__(self, message: str, task: asyncio.Task[Any] | None = None) -> None:
+        super().__init__(message)
+        self.task = task
+
+
+def running_task() -> asyncio.Task[Any] | None:
+    try:
+        return asyncio.current_task()
+    except RuntimeError:  # no event loop runs
+        return None
 
 
 def outcome(
@@ -38,8 +53,12 @@ def outcome(
     if failure is None:
         try:
             verdicts = to_verdicts(logs.name, result, logs.num_rows, first_row=job["rows"][rows.start or 0])
+            for verdict in verdicts:
+                _pack(verdict, seconds)
         except RewardContractError as error:
             failure = error
+        except Exception as error:  # 10**400, a part that is no number, a __repr__ that raises: one row's own fault
+            failure = ValueError(f"reward {logs.name!r}: no score can be read: {type(error).__name__}: {error}")
     if isinstance(failure, RewardContractError):  # no single row's fault; called with one row, it might even pass
         verdicts = [Verdict(0.0, ERROR, detail=f"{failure} (row {row})") for row in job["rows"][rows]]
         logs.traceback = str(failure)
@@ -73,7 +92,7 @@ class Logs:
             raise RewardContractError(
                 f"reward {self.name!r}: log_extra({column!r}, ...) expected {self.num_rows} values, one a row"
             )
-        self.extras[column] = list(values)
+        self.extras[str(column)] = [_plain(value) for value in values]
 
     def log_metric(self, name: str, value: float) -> None:
         self.metrics[name] = float(value)
@@ -81,7 +100,7 @@ class Logs:
 
 def keywords(job: Mapping[str, Any], rows: slice, signature: Signature, logs: Logs) -> dict[str, Any]:
     """What the function is called with. Raises RewardContractError when it needs a column that the rows do not have."""
-    columns = {key: values[rows] for key, values in job["columns"].items()}
+    columns = {key: _own(values[rows]) for key, values in job["columns"].items()}
     missing = signature.missing([*columns, *job["args"]])
     if missing:
         raise RewardContractError(
@@ -90,7 +109,7 @@ def keywords(job: Mapping[str, Any], rows: slice, signature: Signature, logs: Lo
         )
     state = job["trainer_state"]
     supplied: dict[str, Any] = {
-        "prompts": job["prompts"][rows],
+        "prompts": _own(job["prompts"][rows]),
         "completions": job["completions"][rows],
         "completion_ids": job["completion_ids"][rows] if job["completion_ids"] is not None else None,
         "trainer_state": SimpleNamespace(**state) if isinstance(state, Mapping) else state,
@@ -99,6 +118,22 @@ def keywords(job: Mapping[str, Any], rows: slice, signature: Signature, logs: Lo
     }
     given = {key: value for key, value in (columns | supplied).items() if signature.accepts(key)}
     return given | dict(job["args"])
+
+
+def _own(values: Sequence[Any]) -> list[Any]:
+    """Rows of one prompt come with one object: what a function changes in one of them must not show in the next."""
+    return [copy.deepcopy(value) if isinstance(value, (list, dict)) else value for value in values]
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it: arrays and numbers of numpy are lists and numbers, what JSON does not know is its repr."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_plain(item) for item in value]
+    return value if value is None or isinstance(value, (str, int, float)) else repr(value)
 
 
 def _pack(verdict: Verdict, seconds: float) -> list[Any]:
