@@ -215,6 +215,11 @@ class Fleet(Generic[ActorT]):
             self._lose(worker, reason)
 
     @property
+    def open_refs(self) -> list[Any]:
+        """What ``ray.wait`` can wait for, to wait for several fleets at once; ``ready`` then takes the replies."""
+        return list(self._manager._in_flight_req_to_actor_id)
+
+    @property
     def live_workers(self) -> list[int]:
         return [worker for worker, w in self._workers.items() if w.state is WorkerState.LIVE]
 
@@ -312,7 +317,7 @@ class Fleet(Generic[ActorT]):
         ]
         wait_s = max(0.0, min([now + timeout_s, *events]) - now)
         # The manager's own fetch waits for all calls or the timeout; this waits for the first.
-        refs = list(self._manager._in_flight_req_to_actor_id)
+        refs = self.open_refs
         if refs and wait_s > 0:
             ray.wait(refs, num_returns=1, timeout=wait_s)
         elif wait_s > 0:

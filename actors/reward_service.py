@@ -1,170 +1,110 @@
 """The reward service: groups in, verdicts out (``roles.Scorer``).
 
-    submit ─► backlog ─► RewardWorker 0 ─► RewardPool: killable child processes     at most MAX_IN_FLIGHT groups wait
-                    └──► RewardWorker 1 ─► RewardPool                               at a worker; the rest wait here
-    poll   ◄─ scored groups, whoever finished first
+    submit ─► jobs, one a (group, function) ─► Lane `reward`:  queues of the functions that share the workers
+                                           ├─► Lane `judge`:   a queue and a fleet of its own, so that a slow function
+                                           │                   never holds up the others
+    poll   ◄─ compose, when a group's last part is in ◄─┘
 
-A group is sent the moment it is submitted and a worker has room. A worker that dies or passes the deadline of a call is
-restarted and its groups are sent again, once; a group that loses its worker twice gets ``error`` verdicts.
+A function has a lane of its own when it is async or ``served_by`` an actor class, and when the config gives it workers,
+GPUs, a concurrency or a rate. Limits are divided over its workers, so that together they keep what is configured; in a
+worker the pool keeps them over its processes (``rewards/limits.py``).
+
+How much is outstanding is the loop's business: it submits at most ``max_lag + 1`` batches of groups, and asks for no
+more before those are trained on. Here at most MAX_IN_FLIGHT calls are at a worker; the rest waits in its queue.
 """
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
-import inspect
 import sys
 import time
-from collections import Counter, deque
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import ray
 
-from actors.fleet import Fleet, FleetActor, Ok
-from rewards.base import ERROR, TIMEOUT, Verdict, absolute, resolve
-from rewards.composition import Part
-from rewards.runner import RewardPool
+from actors.fleet import Err
+from actors.grading_request import GradingRequest, PartScore
+from actors.reward_lane import Job, Lane
+from actors.reward_lanes import plan_lanes, start_lane
+from actors.reward_records import Records, Window
+from actors.reward_versions import source_file, versions
+from rewards.base import ERROR, RewardFn, Verdict, absolute, resolve
+from rewards.composition import check_part, compose
+from rewards.runner import as_messages
 from rlplatform.config import RewardConfig
 from rlplatform.roles import RunStopped
 from rlplatform.types import Metrics, RolloutGroup, ScoredGroup
 
-MAX_IN_FLIGHT = 2  # groups at a worker: one being graded, one so that it never waits
-MAX_SENDS = 2  # times a group is sent before its verdicts are `error`
 EARLY_STOP_VERDICTS = 32  # from here on a hopeless error rate stops the run before the step is over
-_GRADERS = ("math-verify", "latex2sympy2-extended", "sympy")
-
-
-# --- the actor ------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class GroupScore:
-    """What a worker returns for one group."""
-
-    verdicts: tuple[Verdict, ...]
-    custom: dict[str, float]  # what functions gave to log_metric
-    tracebacks: dict[str, str]  # function -> traceback of its first failure on this group
-    num_restarts: int  # child processes replaced in this worker's life
-
-
-class RewardWorker(FleetActor):
-    """One actor around a ``RewardPool``.
-
-    Args:
-        parts: what grades; files are named by their absolute path.
-        sys_path: the driver's import path; a user's package is found here as it was there.
-    """
-
-    def __init__(
-        self,
-        parts: Mapping[str, Part],
-        num_processes: int,
-        timeout_s: float,
-        sys_path: Sequence[str],
-    ) -> None:
-        sys.path.extend(entry for entry in sys_path if entry not in sys.path)
-        self._pool = RewardPool(parts, num_processes, timeout_s)
-
-    def score(self, group: RolloutGroup, step: int) -> GroupScore:
-        """Grade every rollout of a group, in order."""
-        prompt, num_rows = group.prompt, len(group.rollouts)
-        messages: Any = [dict(message) for message in prompt.messages] or prompt.text
-        columns = {name: [value] * num_rows for name, value in prompt.columns.items()}
-        columns["prompt_text"] = [prompt.text] * num_rows
-        scored = self._pool.score_detailed(
-            prompts=[messages] * num_rows,
-            completions=[rollout.text for rollout in group.rollouts],
-            columns=columns,
-            completion_ids=[rollout.token_ids.tolist() for rollout in group.rollouts],
-            trainer_state={"global_step": step},
-            groups=[0] * num_rows,
-        )
-        verdicts = tuple(
-            replace(verdict, detail=_with_extras(verdict.detail, {c: v[row] for c, v in scored.extras.items()}))
-            for row, verdict in enumerate(scored.verdicts)
-        )
-        return GroupScore(verdicts, scored.metrics, scored.tracebacks, self._pool.num_restarts)
-
-    def shutdown(self) -> None:
-        self._pool.close()
-
-
-def _with_extras(detail: str, extras: Mapping[str, Any]) -> str:
-    lines = [f"{column}: {value}" for column, value in extras.items() if value is not None]
-    return "\n".join([detail, *lines] if detail else lines)
-
-
-# --- the driver's side ----------------------------------------------------------------------------------------------
+WAIT_S = 0.25  # at most, between two looks at deadlines and lost workers
 
 
 @dataclass(eq=False)
-class _Job:
+class _Open:
+    """A group whose parts are being graded."""
+
     group: RolloutGroup
     step: int
-    num_sends: int = 0
-
-
-@dataclass
-class _Window:
-    """What came back since the last ``metrics()``."""
-
-    statuses: Counter[str] = field(default_factory=Counter)
-    seconds: list[float] = field(default_factory=list)
-    custom: dict[str, list[float]] = field(default_factory=dict)
-    tracebacks: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def num_verdicts(self) -> int:
-        return sum(self.statuses.values())
-
-    @property
-    def error_rate(self) -> float:
-        return (self.statuses[ERROR] + self.statuses[TIMEOUT]) / max(1, self.num_verdicts)
+    missing: set[str]
+    verdicts: dict[str, Sequence[Verdict]] = field(default_factory=dict)  # part -> one a rollout
 
 
 class RewardService:
-    """``config.num_workers`` reward workers behind ``roles.Scorer``. For one thread of the driver.
+    """Reward workers behind ``roles.Scorer``. For one thread of the driver.
 
     Every function is resolved in the driver first, so a typing error costs no actor.
 
+    Args:
+        config: what grades, and with how many workers.
+        folder: of the run, for slow rows and first failures; None writes neither.
+
     Raises:
-        RewardLoadError: a function cannot be loaded, or cannot take completions.
+        RewardLoadError: a function cannot be loaded, cannot take completions, or does not take its settings.
     """
 
-    def __init__(self, config: RewardConfig) -> None:
-        parts = {name: replace(part, function=absolute(part.function)) for name, part in config.parts.items()}
-        self._resolved = {name: resolve(part.function) for name, part in parts.items()}
+    def __init__(self, config: RewardConfig, folder: str | Path | None = None) -> None:
+        self._parts = {name: replace(part, function=absolute(part.function)) for name, part in config.parts.items()}
+        self._resolved: dict[str, RewardFn] = {name: resolve(part.function) for name, part in self._parts.items()}
+        self._signatures = {name: check_part(part, self._resolved[name]) for name, part in self._parts.items()}
         self._max_error_rate = config.max_error_rate
-        arguments = (parts, config.processes_per_worker, config.timeout_s, list(sys.path))
-        self._fleet: Fleet[RewardWorker] = Fleet(
-            RewardWorker,
-            "reward",
-            config.num_workers,
-            cpus=0.0,  # grading fills the gaps that generation and training leave; it reserves no core
-            actor_args=lambda worker: arguments,
-            env={"OMP_NUM_THREADS": "1"},
-            call_timeout_s=config.call_timeout_s,
-            change="reward.num_workers",
-        )
-        self._backlog: deque[_Job] = deque()
-        self._in_flight: dict[int, _Job] = {}  # fleet call -> job
-        self._at_worker: Counter[int] = Counter()
-        self._scored: deque[ScoredGroup] = deque()
-        self._window = _Window()
-        self._tracebacks: dict[str, str] = {}
-        self._child_restarts: dict[int, int] = {}
+        sources = {name: source_file(fn) for name, fn in self._resolved.items()}
+        self._records = Records(Path(folder) if folder is not None else None, sources)
+        self._window = Window()
+        self._open: dict[int, _Open] = {}  # id(group) -> what is known of it
+        self._scored: list[ScoredGroup] = []
+        plans = plan_lanes(config, self._parts, self._resolved)
+        self._lanes: list[Lane] = []
+        with ThreadPoolExecutor(len(plans)) as pool:
+            starts = [pool.submit(start_lane, plan, config, list(sys.path)) for plan in plans]
+            errors = []
+            for start in starts:
+                try:
+                    self._lanes.append(start.result())
+                except Exception as error:  # close what did start, then raise
+                    errors.append(error)
+        if errors:
+            self.close()
+            raise errors[0]
+        self._lane_of = {name: lane for lane in self._lanes for name in lane.functions}
 
     def submit(self, groups: Sequence[RolloutGroup], *, step: int) -> None:
         """Send groups for grading; ``step`` is what functions see as ``trainer_state.global_step``."""
         for group in groups:
-            if group.rollouts:
-                self._backlog.append(_Job(group, step))
-            else:
+            if not group.rollouts:
                 self._scored.append(ScoredGroup(group, ()))
-        self._dispatch()
+                continue
+            row = {**group.prompt.columns, "prompt_text": group.prompt.text}
+            wanted = [name for name, part in self._parts.items() if part.applies(row)]
+            opened = _Open(group, step, set(wanted))
+            self._open[id(group)] = opened
+            for name in wanted:
+                self._lane_of[name].put(Job(group, self._request(name, group, row, step)))
+            if not wanted:
+                self._finish(opened)
+        self._advance()
 
     def poll(self, timeout_s: float) -> list[ScoredGroup]:
         """The groups whose verdicts are there; waits up to ``timeout_s`` for the first one.
@@ -172,20 +112,10 @@ class RewardService:
         Raises:
             RunStopped: the error rate is hopeless, or a worker was lost too often.
         """
-        deadline = time.monotonic() + timeout_s
-        while True:
-            self._dispatch()
-            waiting = bool(self._in_flight or self._backlog) and not self._scored
-            for reply in self._fleet.ready(max(0.0, deadline - time.monotonic()) if waiting else 0.0):
-                self._at_worker[reply.worker] -= 1
-                self._take(self._in_flight.pop(reply.call), reply.worker, reply.result)
-            self._dispatch()
-            if self._scored or time.monotonic() >= deadline or not self.num_pending:
-                break
-        if self._window.num_verdicts >= EARLY_STOP_VERDICTS:
-            self._check_error_rate(limit=(1 + self._max_error_rate) / 2)
-        scored = list(self._scored)
-        self._scored.clear()
+        began = time.monotonic()
+        scored = self._poll(timeout_s)
+        if timeout_s > 0:
+            self._window.waited_s += time.monotonic() - began
         return scored
 
     def score(self, groups: Sequence[RolloutGroup], *, step: int) -> list[ScoredGroup]:
@@ -195,7 +125,7 @@ class RewardService:
         others: list[ScoredGroup] = []
         self.submit(groups, step=step)
         while len(found) < len(groups):
-            for scored in self.poll(1.0):
+            for scored in self._poll(1.0):
                 if id(scored.group) in mine:
                     found[mine[id(scored.group)]] = scored
                 else:
@@ -206,89 +136,136 @@ class RewardService:
     @property
     def num_pending(self) -> int:
         """Groups submitted and not yet returned by ``poll``."""
-        return len(self._backlog) + len(self._in_flight) + len(self._scored)
+        return len(self._open) + len(self._scored)
 
     def metrics(self) -> Metrics:
-        """Since the last call: latency a row, error rate, what functions logged; restarts since the start.
+        """Since the last call: latency, queues, error rate, what functions logged; restarts since the start.
 
         Raises:
             RunStopped: the share of ``error`` and ``timeout`` verdicts is above ``reward.max_error_rate``.
         """
         self._check_error_rate(limit=self._max_error_rate)
-        window, self._window = self._window, _Window()
-        seconds = window.seconds or [0.0]
-        return {
-            "score/seconds_p50": float(np.percentile(seconds, 50)),
-            "score/seconds_p99": float(np.percentile(seconds, 99)),
-            "score/error_rate": window.error_rate,
-            "score/restarts": float(self._fleet.num_restarts + sum(self._child_restarts.values())),
-            **{f"score/custom/{name}": sum(values) / len(values) for name, values in window.custom.items()},
-        }
+        window, self._window = self._window, Window()
+        self._records.write_slow_rows()
+        metrics = window.metrics()
+        for lane in self._lanes:
+            for name, statistics in lane.statistics().items():
+                metrics[f"score/queue_groups/{name}"] = float(statistics.longest)
+                metrics[f"score/queue_seconds/{name}"] = statistics.longest_wait_s
+        metrics["score/restarts"] = float(sum(lane.num_restarts for lane in self._lanes))
+        return metrics
 
     @property
     def first_tracebacks(self) -> dict[str, str]:
         """Function -> the traceback of its first failure since the start."""
-        return dict(self._tracebacks)
+        return dict(self._records.tracebacks)
 
-    def versions(self) -> dict[str, str]:
-        """What graded: package versions, and a hash of each function's source file."""
-        versions = {name: importlib.metadata.version(name) for name in _GRADERS}
-        for name, fn in self._resolved.items():
-            source = inspect.getsourcefile(fn) if inspect.isroutine(fn) else inspect.getsourcefile(type(fn))
-            if source:
-                versions[name] = hashlib.sha256(Path(source).read_bytes()).hexdigest()[:12]
-        return versions
+    def versions(self) -> dict[str, Any]:
+        """What grades, for graders.json and results; see ``actors.reward_versions``."""
+        served = {name: version for lane in self._lanes for name, version in lane.versions().items()}
+        return versions(self._parts, self._resolved, served)
 
     def close(self) -> None:
         """End every worker and its child processes."""
-        self._fleet.close()
+        if self._lanes:
+            with ThreadPoolExecutor(len(self._lanes)) as pool:
+                list(pool.map(lambda lane: lane.fleet.close(), self._lanes))
 
     # --- inside -------------------------------------------------------------------------------------------------
 
-    def _dispatch(self) -> None:
-        while self._backlog:
-            free = [worker for worker in self._fleet.live_workers if self._at_worker[worker] < MAX_IN_FLIGHT]
-            if not free:
-                return
-            worker = min(free, key=lambda worker: self._at_worker[worker])
-            job = self._backlog.popleft()
-            job.num_sends += 1
-            call = self._fleet.call_async(worker, RewardWorker.score, job.group, job.step)
-            self._in_flight[call] = job
-            self._at_worker[worker] += 1
+    def _request(self, name: str, group: RolloutGroup, row: Mapping[str, Any], step: int) -> GradingRequest:
+        signature, num_rows = self._signatures[name], len(group.rollouts)
+        prompt: Any = [dict(message) for message in group.prompt.messages] or group.prompt.text
+        return GradingRequest(
+            function=name,
+            prompts=[prompt] * num_rows,
+            completions=[as_messages(prompt, rollout.text) for rollout in group.rollouts],
+            columns={column: [value] * num_rows for column, value in row.items() if signature.accepts(column)},
+            group_sizes=(num_rows,),
+            completion_ids=[rollout.token_ids.tolist() for rollout in group.rollouts]
+            if signature.accepts("completion_ids")
+            else None,
+            step=step,
+        )
 
-    def _take(self, job: _Job, worker: int, result: Ok[GroupScore] | Any) -> None:
-        if isinstance(result, Ok):
-            score: GroupScore = result.value
-            self._note(score.tracebacks)
-            for name, value in score.custom.items():
-                self._window.custom.setdefault(name, []).append(value)
-            self._child_restarts[worker] = score.num_restarts
-            self._finish(job, score.verdicts)
-        elif result.lost and job.num_sends < MAX_SENDS:
-            self._backlog.appendleft(job)
+    def _poll(self, timeout_s: float) -> list[ScoredGroup]:
+        deadline = time.monotonic() + timeout_s
+        while True:
+            self._advance()
+            left_s = deadline - time.monotonic()
+            if self._scored or left_s <= 0 or not self._open:
+                break
+            refs = [ref for lane in self._lanes for ref in lane.open_refs]
+            if refs:
+                ray.wait(refs, num_returns=1, timeout=min(left_s, WAIT_S))
+            else:  # every worker is lost, and not yet asked whether it is back
+                time.sleep(min(left_s, 0.05))
+        if self._window.num_verdicts >= EARLY_STOP_VERDICTS:
+            self._check_error_rate(limit=(1 + self._max_error_rate) / 2)
+        scored, self._scored = self._scored, []
+        return scored
+
+    def _advance(self) -> None:
+        for lane in self._lanes:
+            for job, result in lane.advance():
+                self._take(job, result)
+
+    def _take(self, job: Job, result: PartScore | Err) -> None:
+        name, prompt_id, num_rows = job.request.function, job.group.prompt.prompt_id, job.request.num_rows
+        if isinstance(result, PartScore) and len(result.verdicts) == num_rows:
+            verdicts: Sequence[Verdict] = [
+                replace(verdict, detail=_with_extras(verdict.detail, {c: v[row] for c, v in result.extras.items()}))
+                for row, verdict in enumerate(result.verdicts)
+            ]
+            for metric, value in result.metrics.items():
+                self._window.custom.setdefault(metric, []).append(value)
+            tracebacks = list(result.tracebacks)
         else:
-            detail = f"prompt {job.group.prompt.prompt_id}: {result}"
-            self._note({"the reward service": detail})
-            self._finish(job, (Verdict(0.0, ERROR, detail=detail),) * len(job.group.rollouts))
-
-    def _note(self, tracebacks: Mapping[str, str]) -> None:
-        for name, text in tracebacks.items():
+            said = f"{len(result.verdicts)} verdicts for {num_rows} rows" if isinstance(result, PartScore) else result
+            detail = f"prompt {prompt_id}: {said}"
+            verdicts, tracebacks = [Verdict(0.0, ERROR, detail=detail)] * num_rows, [detail]
+        for text in tracebacks[:1]:
             self._window.tracebacks.setdefault(name, text)
-            self._tracebacks.setdefault(name, text)
+            self._records.note_failure(name, prompt_id, text)
+        self._window.note(name, verdicts)
+        opened = self._open[id(job.group)]
+        self._records.note_rows(name, job.group, opened.step, verdicts)
+        opened.verdicts[name] = verdicts
+        opened.missing.discard(name)
+        if not opened.missing:
+            self._finish(opened)
 
-    def _finish(self, job: _Job, verdicts: tuple[Verdict, ...]) -> None:
-        self._window.statuses.update(verdict.status for verdict in verdicts)
-        self._window.seconds.extend(verdict.seconds for verdict in verdicts)
-        self._scored.append(ScoredGroup(job.group, verdicts))
+    def _finish(self, opened: _Open) -> None:
+        """The last part of a group is in: compose."""
+        del self._open[id(opened.group)]
+        composed = tuple(
+            compose({name: verdicts[row] for name, verdicts in opened.verdicts.items()}, self._parts)
+            for row in range(len(opened.group.rollouts))
+        )
+        self._window.statuses.update(verdict.status for verdict in composed)
+        self._window.row_seconds.extend(verdict.seconds for verdict in composed)
+        self._scored.append(ScoredGroup(opened.group, composed))
 
     def _check_error_rate(self, limit: float) -> None:
         window = self._window
         if window.error_rate <= limit:
             return
-        first = "\n".join(f"first failure of {name}:\n{text}" for name, text in window.tracebacks.items())
+        first = [
+            f"first failure of {name}: {self._records.headline(name, text)}" for name, text in window.tracebacks.items()
+        ]
         raise RunStopped(
-            f"reward: {window.error_rate:.0%} of {window.num_verdicts} verdicts are errors or timeouts "
-            f"({dict(window.statuses)}), above reward.max_error_rate={self._max_error_rate:g}.\n{first}\n"
-            "Try the function alone: rlplatform reward test NAME --data rows.jsonl"
+            "\n".join(
+                [
+                    f"reward: {window.error_rate:.0%} of {window.num_verdicts} verdicts are errors or timeouts "
+                    f"({dict(window.statuses)}), above reward.max_error_rate={self._max_error_rate:g}.",
+                    *first,
+                    *(f"{name}:\n{text.rstrip()}" for name, text in window.tracebacks.items()),
+                    "Try the function alone: rlplatform reward test NAME --data rows.jsonl",
+                ]
+            )
         )
+
+
+def _with_extras(detail: str, extras: Mapping[str, Any]) -> str:
+    lines = [f"{column}: {value}" for column, value in extras.items() if value is not None]
+    return "\n".join([detail, *lines] if detail else lines)

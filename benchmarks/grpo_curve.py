@@ -31,7 +31,7 @@ def run_recipe(config: Path, run_dir: Path, *, seed: int = 0, smoke: bool = Fals
     assert isinstance(recipe, RecipeConfig)
     run_config(recipe)
     stage = [name for name, values in recipe.stages.items() if values["kind"] == RLConfig.kind][-1]
-    return RunFolder(run_dir / stage).read_metrics()
+    return RunFolder(Path(recipe.run_dir) / stage).read_metrics()  # --smoke has a folder of its own
 
 
 def held_out(rows: Rows, metrics: Sequence[str]) -> list[dict[str, float]]:

@@ -63,6 +63,7 @@ class RewardModel(nn.Module):
         super().__init__()
         _drop_output_matrix(backbone)
         self.backbone = backbone
+        self.source = backbone.source
         self.settings = dict(settings)
         hidden = int(backbone.config.hidden_size)
         like = next(backbone.parameters())
@@ -100,10 +101,6 @@ class RewardModel(nn.Module):
     def config(self) -> Any:
         return self.backbone.config
 
-    @property
-    def source(self) -> str:
-        return self.backbone.source
-
     def hf_named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Parameters under transformers' names, each once."""
         yield from self.backbone.hf_named_parameters()
@@ -131,11 +128,11 @@ class RewardModel(nn.Module):
             "tie_word_embeddings": True,  # there is no output matrix
             SETTINGS: {**self.settings, "bias": self.score.bias is not None},
         }
-        tokenizer = _tokenizer_with_pad(self.source)
+        tokenizer, changed = _tokenizer_with_pad(self.source)
         if tokenizer is not None:
             values["pad_token_id"] = tokenizer.pad_token_id
         write_folder(values, state, folder, source=self.source)
-        if tokenizer is not None:
+        if changed:
             tokenizer.save_pretrained(str(folder))
 
 
@@ -158,8 +155,10 @@ def _classifier(model_type: str) -> list[str]:
     return [CLASSES[model_type]] if model_type in CLASSES else []
 
 
-def _tokenizer_with_pad(source: str) -> Any:
-    """The tokenizer of ``source``, padding with a token that ends no turn; None where ``source`` has no tokenizer.
+def _tokenizer_with_pad(source: str) -> tuple[Any, bool]:
+    """The tokenizer of ``source``, padding with a token that ends no turn, and whether its pad token had to change.
+
+    (None, False) where ``source`` has no tokenizer.
 
     transformers scores the last token that is not the pad token: were that the token that ends a turn, it would score
     the one before.
@@ -170,15 +169,16 @@ def _tokenizer_with_pad(source: str) -> Any:
     try:
         tokenizer = load_tokenizer(source)
     except TokenizerError:
-        return None
+        return None, False
     ends = {tokenizer.eos_token}
     if tokenizer.chat_template:
         ends.add(Conversation(tokenizer, [{"role": "user", "content": "x"}]).end)
-    if tokenizer.pad_token is None or tokenizer.pad_token in ends:
+    changed = tokenizer.pad_token is None or tokenizer.pad_token in ends
+    if changed:
         special = [token.content for _, token in sorted(tokenizer.added_tokens_decoder.items()) if token.special]
         others = [token for token in special if token not in ends]
         tokenizer.pad_token = others[0] if others else None  # without one transformers refuses batches: never wrong
-    return tokenizer
+    return tokenizer, changed
 
 
 # --- loading --------------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from model.moe import RouterRecord
 from pretrain.examples import Examples
 from pretrain.step import count_experts, plan_steps, rank_micro_batches
 from pretrain.train import drop_metrics_after, load_checkpoint, save_checkpoint
-from rlplatform.config import ConfigError, SFTConfig
+from rlplatform.config import ConfigError, PreferenceConfig, SFTConfig
 from rlplatform.runs import RunFolder, write_atomically
 
 if TYPE_CHECKING:
@@ -36,13 +36,14 @@ LOGGER = logging.getLogger(__name__)
 DROPPED_ROWS = "dropped_rows.jsonl"
 SKIPPED_STEPS = "skipped_steps.jsonl"  # the row ids of steps whose gradient was not finite
 STOP_WINDOW = 20  # steps that ``stop`` is shown
-StepConfig = SFTConfig
+StepConfig = SFTConfig | PreferenceConfig
 
 
 class Objective(Protocol):
     """What a kind of training does with its ``N`` rows."""
 
-    watched: str  # the metric whose last values ``stop`` is shown
+    @property
+    def watched(self) -> str: ...  # the metric whose last values ``stop`` is shown
 
     @property
     def examples(self) -> Examples: ...

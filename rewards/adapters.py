@@ -17,7 +17,8 @@ OpenRLHF (``--reward.remote_url path/file.py``)::
 
     reward_func(queries, prompts, labels) -> tensor [n] | {"rewards": tensor [n], "scores": ..., "extra_logs": {...}}
 
-called with batches. ``prompts`` are the rendered prompts (column ``prompt_text``), ``queries`` prompts and completions
+called with batches. ``scores`` and the lists among ``extra_logs`` are parts, single numbers there are metrics.
+``prompts`` are the rendered prompts (column ``prompt_text``), ``queries`` prompts and completions
 joined, ``labels`` column ``label``, or ``answer`` where there is none.
 """
 
@@ -27,12 +28,11 @@ import asyncio
 import functools
 import inspect
 import math
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from inspect import Parameter, Signature
 from typing import Any
 
-from rewards.base import ERROR, RewardContractError, RewardLoadError, Verdict, rowwise
+from rewards.base import RewardContractError, RewardLoadError, Verdict, rowwise
 from rewards.format import text_of
 
 _VERL = ("data_source", "solution_str", "ground_truth", "extra_info")
@@ -41,10 +41,7 @@ Function = Callable[..., Any]
 
 
 def from_verl(fn: Function, name: str) -> Function:
-    """verl's ``compute_score``, row by row; an async one for all rows of a call at once.
-
-    Raises RewardLoadError when it can't be called so.
-    """
+    """verl's ``compute_score`` as a rowwise reward function. Raises RewardLoadError when it can't be called so."""
     settings = _settings(fn, _VERL, name)
 
     def arguments(row: int, completion: Any, columns: Mapping[str, Any]) -> dict[str, Any]:
@@ -52,7 +49,7 @@ def from_verl(fn: Function, name: str) -> Function:
             "data_source": _of_row(columns["data_source"], row),
             "solution_str": text_of(completion),
             "ground_truth": _ground_truth(name, row, columns),
-            "extra_info": dict(_of_row(columns["extra_info"], row) or {}),
+            "extra_info": {**_no_turns(), **(_of_row(columns["extra_info"], row) or {})},
         }
 
     columns = ("data_source", "ground_truth", "reward_model", "extra_info", "answer")
@@ -67,16 +64,10 @@ def from_verl(fn: Function, name: str) -> Function:
 
     async def async_reward(completions: Sequence[Any], **given: Any) -> list[Verdict]:
         found, chosen = _split(given, columns)
+        calls = [fn(**arguments(row, completion, found), **chosen) for row, completion in enumerate(completions)]
+        return [_verl_verdict(name, row, value) for row, value in enumerate(await asyncio.gather(*calls))]
 
-        async def one(row: int, completion: Any) -> Verdict:
-            try:
-                return _verl_verdict(name, row, await fn(**arguments(row, completion, found), **chosen))
-            except Exception as error:  # of this row alone: the others are not asked again
-                return Verdict(0.0, ERROR, detail=_told(error))
-
-        return await asyncio.gather(*(one(row, completion) for row, completion in enumerate(completions)))
-
-    return _like(fn, async_reward, signature) if _is_async(fn) else rowwise(_like(fn, sync_reward, signature))
+    return rowwise(_like(fn, async_reward if _is_async(fn) else sync_reward, signature))
 
 
 def from_openrlhf(fn: Function, name: str) -> Function:
@@ -84,16 +75,21 @@ def from_openrlhf(fn: Function, name: str) -> Function:
     settings = _settings(fn, _OPENRLHF, name)
     columns = ("prompt_text", "label", "answer")
 
-    def reward(prompts: Sequence[Any], completions: Sequence[Any], **given: Any) -> Any:
+    def reward(
+        prompts: Sequence[Any],
+        completions: Sequence[Any],
+        log_metric: Callable[[str, float], None] | None = None,
+        **given: Any,
+    ) -> Any:
         found, chosen = _split(given, columns)
         rendered = found["prompt_text"] or [_prompt_text(prompt) for prompt in prompts]
         texts = [text_of(completion) for completion in completions]
         queries = [prompt + text for prompt, text in zip(rendered, texts, strict=True)]
         labels = found["label"] or found["answer"] or [None] * len(texts)
         result = fn(queries=queries, prompts=list(rendered), labels=list(labels), **chosen)
-        return _openrlhf_scores(name, result, len(texts)) if isinstance(result, Mapping) else result
+        return _openrlhf_scores(name, result, len(texts), log_metric) if isinstance(result, Mapping) else result
 
-    return _like(fn, reward, _signature(("prompts", "completions"), columns, settings))
+    return _like(fn, reward, _signature(("prompts", "completions"), ("log_metric", *columns), settings))
 
 
 ADAPTERS: dict[str, Callable[[Function, str], Function]] = {"verl": from_verl, "openrlhf": from_openrlhf}
@@ -153,18 +149,16 @@ def _is_async(fn: Function) -> bool:
     return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None))  # noqa: B004
 
 
-def _told(error: Exception) -> str:
-    """The traceback from the adapted function on."""
-    told = traceback.TracebackException.from_exception(error)
-    told.stack = traceback.StackSummary.from_list([frame for frame in told.stack if frame.filename != __file__])
-    return "".join(told.format()).rstrip() if told.stack else str(error)
-
-
 # --- values -----------------------------------------------------------------------------------------------------------
 
 
 def _of_row(column: Sequence[Any] | None, row: int) -> Any:
     return None if column is None else column[row]
+
+
+def _no_turns() -> dict[str, Any]:
+    """What verl's reward manager adds to ``extra_info`` of an answer in one turn."""
+    return {"num_turns": None, "rollout_reward_scores": {}}
 
 
 def _ground_truth(name: str, row: int, columns: Mapping[str, Any]) -> Any:
@@ -217,18 +211,22 @@ def _prompt_text(prompt: Any) -> str:
     return "\n".join(str(message["content"]) for message in prompt)
 
 
-def _openrlhf_scores(name: str, result: Mapping[str, Any], num_rows: int) -> list[Verdict]:
+def _openrlhf_scores(
+    name: str, result: Mapping[str, Any], num_rows: int, log_metric: Callable[[str, float], None] | None
+) -> list[Verdict]:
     if "rewards" not in result:
         raise RewardContractError(f"reward {name!r}: expected a dict with 'rewards', got {sorted(result)}")
-    columns = {"rewards": result["rewards"], "scores": result.get("scores"), **(result.get("extra_logs") or {})}
-    lists = {key: values.tolist() if hasattr(values, "tolist") else values for key, values in columns.items()}
-    for key, values in lists.items():
-        if values is not None and (not isinstance(values, Sequence) or len(values) != num_rows):
-            raise RewardContractError(
-                f"reward {name!r}: {key!r}: expected {num_rows} values, one a row, got {values!r}"
-            )
-    parts = {key: values for key, values in lists.items() if key != "rewards" and values is not None}
+    given = {"rewards": result["rewards"], "scores": result.get("scores"), **(result.get("extra_logs") or {})}
+    columns = {key: values.tolist() if hasattr(values, "tolist") else values for key, values in given.items()}
+    for key, values in list(columns.items()):
+        if key != "rewards" and (values is None or _number(values) is not None):
+            del columns[key]
+            if values is not None and log_metric is not None:
+                log_metric(key, float(values))
+        elif not isinstance(values, Sequence) or len(values) != num_rows:
+            raise RewardContractError(f"reward {name!r}: {key}: expected {num_rows} values, one a row, got {values!r}")
+    parts = {key: values for key, values in columns.items() if key != "rewards"}
     return [
         Verdict(float(score), parts={key: float(values[row]) for key, values in parts.items()})
-        for row, score in enumerate(lists["rewards"])
+        for row, score in enumerate(columns["rewards"])
     ]

@@ -84,11 +84,14 @@ class RewardContractError(ValueError):
 REWARDS: dict[str, str] = {
     "math": "rewards.math:math_reward",
     "format": "rewards.format:format_reward",
+    "judge": "rewards.judge:judge_reward",
+    "judge_model": "rewards.judge:judge_model_reward",
     "exact": "rewards.text:exact_reward",
     "multiple_choice": "rewards.text:multiple_choice_reward",
     "f1": "rewards.text:f1_reward",
     "rouge_l": "rewards.text:rouge_l_reward",
     "length": "rewards.shape:length_reward",
+    "group_length": "rewards.shape:group_length_reward",
     "repetition": "rewards.shape:repetition_reward",
     "grounded_qa": "rewards.grounded:grounded_qa_reward",
     "language": "rewards.language:language_reward",
@@ -97,6 +100,8 @@ REWARDS: dict[str, str] = {
     "tool_calls": "rewards.tool_calls:tool_calls_reward",
     "code": "rewards.code:code_reward",
     "code_all": "rewards.code:code_all_reward",
+    "preference": "actors.preference:preference_reward",
+    "remote": "rewards.remote:remote_reward",
 }
 
 CONVENTIONS = ("verl", "openrlhf")  # prefixes of rewards.adapters
@@ -299,6 +304,11 @@ def _tracebacks(error: BaseException) -> Iterable[Any]:
     while tb is not None:
         yield tb
         tb = tb.tb_next
+
+
+def is_async(fn: RewardFn) -> bool:
+    """Is it an ``async def``, or an object whose call is one?"""
+    return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None))  # noqa: B004
 
 
 @dataclass(frozen=True)

@@ -86,6 +86,11 @@ class Part:
             if not 0 <= getattr(self, name) < math.inf:
                 raise RewardLoadError(f"{where}.{name}: expected >= 0, got {getattr(self, name)}")
 
+    @property
+    def has_workers(self) -> bool:
+        """Does the config alone give it workers of its own? (An async or served function has them anyway.)"""
+        return bool(self.workers or self.gpus or self.concurrency or self.per_second)
+
     def applies(self, row: Mapping[str, Any]) -> bool:
         """Does it grade a row with these columns? They hold every column of ``when``."""
         return all(row[column] in values for column, values in self.when.items())
@@ -201,7 +206,8 @@ def check_part(part: Part, fn: RewardFn) -> Signature:
 
     Raises:
         RewardLoadError: a setting that it does not have (the nearest one is named), limits for a function that is not
-            ``rowwise``, or a function that says it is both ``rowwise`` and ``groupwise``.
+            ``rowwise``, a function that says it is both ``rowwise`` and ``groupwise``, or settings that the function's
+            own ``check_settings(**args)``, where it has one, refuses with a ValueError.
     """
     where, signature = f"reward.functions.{part.name}", signature_of(fn, part.function)
     for name in part.args:
@@ -222,6 +228,10 @@ def check_part(part: Part, fn: RewardFn) -> Signature:
             f"{'groups' if groupwise else 'batches'}; mark it @rowwise (rewards.base) if it grades each row by itself, "
             f"or leave {' and '.join(limits)} out"
         )
+    try:
+        getattr(fn, "check_settings", dict)(**part.args)
+    except ValueError as error:
+        raise RewardLoadError(f"{where}.args: {error}") from error
     return signature
 
 

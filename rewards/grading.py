@@ -121,12 +121,23 @@ class GradingCall:
             for running in list(self._running.values()):
                 self._retire(running)
 
-    def check_complete(self) -> None:
-        """Raises RuntimeError when a row that a function was asked about has no verdict."""
-        for name, plan in self._plans.items():
-            missing = [row for row in plan.rows if self.verdicts[name][row] is None]
-            if missing:
-                raise RuntimeError(f"{name}: rows {missing} came back without a verdict; a bug in rewards/grading.py")
+    def add(
+        self,
+        function: str,
+        verdicts: list[Verdict | None],
+        extras: Mapping[str, list[Any]],
+        metrics: Mapping[str, list[float]],
+        text: str,
+    ) -> None:
+        """What another call said of the same rows."""
+        self.verdicts[function] = verdicts
+        for column, values in extras.items():
+            target = self.extras.setdefault(column, [None] * self._num_rows)
+            target[:] = [old if new is None else new for old, new in zip(target, values, strict=True)]
+        for name, logged in metrics.items():
+            self.metrics.setdefault(name, []).extend(logged)
+        if text:
+            self._note(function, text)
 
     # --- work out, verdicts in ----------------------------------------------------------------------------------
 

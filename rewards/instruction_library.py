@@ -190,6 +190,11 @@ def _paragraphs_come_back(text: str) -> bool:
     return bool(found) and all(len(said) >= 2 and said[0] == said[-1] for said in found)
 
 
+def _one_word_a_line(text: str) -> bool:
+    lines = text.translate(str.maketrans("", "", string.punctuation)).split("\n")
+    return all(len(line.split()) <= 1 for line in lines)
+
+
 def _stairs(text: str) -> bool:
     lines = [line.expandtabs() for line in text.split("\n") if line.strip()]
     steps = [len(line) - len(line.lstrip(" ")) for line in lines]
@@ -237,7 +242,7 @@ def _palindromes(text: str) -> bool:
 _KEYWORDS = {f"keyword{k}": TEXT for k in range(1, 6)}
 _LIBRARY_ALONE = (
     "words:alphabet words:vowel words:consonants count:punctuation format:parentheses format:quotes "
-    "words:prime_lengths format:newline format:emoji words:odd_even_syllables words:no_consecutive format:thesis "
+    "words:prime_lengths format:emoji words:odd_even_syllables words:no_consecutive format:thesis "
     "format:no_bullets_bullets custom:multiples custom:mcq_count_length custom:reverse_newline custom:word_reverse "
     "custom:character_reverse custom:sentence_alphabet custom:european_capitals_sort custom:csv_city "
     "custom:csv_special_character custom:csv_quotes repeat:repeat_simple format:no_whitespace"
@@ -274,6 +279,7 @@ IFBENCH: dict[str, Kind] = {
     "words:paragraph_last_first": Kind({}, lambda t, a: _paragraphs_come_back(t)),
     "words:palindrome": Kind({}, lambda t, a: _palindromes(t)),
     "format:title_case": Kind({}, lambda t, a: _title_case(t)),
+    "format:newline": Kind({}, lambda t, a: _one_word_a_line(t)),
     "format:line_indent": Kind({}, lambda t, a: _stairs(t)),
     "format:sub-bullets": Kind({}, lambda t, a: _sub_bullets(t)),
     "format:list": Kind({"sep": TEXT}, lambda t, a: _listed(t, a["sep"])),

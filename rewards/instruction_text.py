@@ -7,15 +7,16 @@ import re
 import unicodedata
 from typing import Any
 
-from rewards.language import identifier, measure
+from rewards.language import foreign_share, identifier, is_latin, measure
 from rewards.text import tokens
 
 _NO_SPACES = re.compile("[\u0e00-\u0eff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")  # scripts without spaces
 _SENTENCE_END = re.compile("(?<=[。！？．।॥۔؟։።])")
 _FENCE = re.compile(r"^[ \t]*(?P<fence>`{3,}|~{3,})[^\n]*\n.*?(?:^[ \t]*(?P=fence)[`~]*[ \t]*$|\Z)", re.DOTALL | re.M)
 _INLINE_CODE = re.compile(r"(?<!`)`[^`\n]+`(?!`)")
-_MIN_SHARE = 0.9  # of letters; the rest is room for names and terms
-_CLOSE_CALL = 3.0  # nats: two languages that explain a text equally well
+_CLOSE_CALL, _CLOSE_CALL_SHORT = 3.0, 8.0  # nats: two languages that explain a text equally well
+_SHORT = 20  # letters: below, identifiers guess
+_LATIN_RUN = re.compile(r"[A-Za-zÀ-ɏ][\w.'’–-]*(?:\s+[A-Za-zÀ-ɏ][\w.'’–-]*)*", re.ASCII)
 
 
 def plain(text: str) -> str:
@@ -86,20 +87,22 @@ def punkt_tokenizer(prefixes: bool = False) -> Any:
 # --- language -------------------------------------------------------------------------------------------------------
 
 
-def is_in_language(text: str, code: str) -> bool:
+def is_in_language(text: str, code: str, min_share: float = 0.9) -> bool:
     """Is a text, but for names and terms, in one language?
 
-    Nine letters of ten must be in it, sentence by sentence, and one of two identifiers must find the whole to be in it:
-    py3langid, where a near tie counts, or langdetect. Capitals are lowered first: neither can read them.
+    ``min_share`` of its letters must be in it, sentence by sentence (the rest is room for names), and one of two
+    identifiers must find the whole to be in it: py3langid, where a near tie counts, or langdetect. Capitals are lowered
+    first: neither can read them. Up to two Latin words in a row are a name in a text of another script.
     """
     text = text.lower()
+    if not is_latin(code):
+        text = _LATIN_RUN.sub(lambda run: run[0] if len(run[0].split()) > 2 else " ", text)
     found = measure(text, code)
-    if not found.num_letters or found.share < _MIN_SHARE:
+    if not found.num_letters or found.share < min_share or foreign_share(text, code) > 1 - min_share:
         return False
     ranked = {name: float(value) for name, value in identifier().rank(text)}
-    if max(ranked.values()) - ranked[code] <= _CLOSE_CALL:
-        return True
-    return detected(text) == code
+    close = _CLOSE_CALL if found.num_letters >= _SHORT else _CLOSE_CALL_SHORT
+    return max(ranked.values()) - ranked[code] <= close or detected(text) == code
 
 
 def detected(text: str) -> str:

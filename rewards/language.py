@@ -22,7 +22,7 @@ _MIN_LETTERS = 40  # shorter sentences are joined before they are identified; ha
 _EVIDENCE = 10.0  # nats by which another language must explain a sentence better than the wanted one
 _NO_LANGUAGE = re.compile(
     r"```.*?(?:```|\Z)|`[^`\n]*`|\$\$.*?\$\$|\$[^$\n]+\$|\\\[.*?\\\]|\\\(.*?\\\)|\\boxed\{[^{}]*\}|\\[A-Za-z]+|"
-    r"\b[A-Za-z]\b|https?://\S+|\S+@\S+\.\S+|<\|[^<>|]*\|>|<[^<>\n]{1,80}>",
+    r"\b[A-Za-z]\b|https?://\S+|[A-Za-z0-9._%+-]{1,64}@[A-Za-z0-9.-]+\.[A-Za-z]{2,}|<\|[^<>|]*\|>|<[^<>\n]{1,80}>",
     re.DOTALL,
 )
 _SENTENCE = re.compile(r"(?<=[.!?;:])(?:\s+|(?=[\u3040-\u30ff\u4e00-\u9fff]))|(?<=[。！？；])|\n+")
@@ -186,6 +186,18 @@ def _is_other(sentence: str, code: str) -> bool:
     wanted = max((float(ranked[c]) for c in family if c in ranked), default=0.0)
     best = max(ranked, key=lambda c: float(ranked[c]))
     return best not in family and float(ranked[best]) - wanted > _EVIDENCE
+
+
+def foreign_share(text: str, code: str) -> float:
+    """The share of letters in sentences of 20 letters and more, each judged alone, that are in another language."""
+    sentences = [(sentence, _num_letters(sentence)) for sentence in _SENTENCE.split(_NO_LANGUAGE.sub(" ", text))]
+    foreign = sum(n for sentence, n in sentences if n >= _MIN_LETTERS // 2 and _is_other(sentence, code))
+    return foreign / max(1, sum(n for _, n in sentences))
+
+
+def is_latin(code: str) -> bool:
+    """Is the language written in Latin letters?"""
+    return "LATIN" in _SCRIPTS.get(code, ("LATIN",))
 
 
 def canonical_code(value: Any) -> str | None:

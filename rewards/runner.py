@@ -11,11 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rewards.base import SUPPLIED, RewardLoadError, Verdict, absolute, resolve
+from rewards.base import SUPPLIED, RewardLoadError, Verdict, absolute, is_async, resolve
 from rewards.composition import Part, check_part, compose, read_parts
 from rewards.grading import GradingCall, Plan
 from rewards.limits import RowLimit
 from rewards.processes import WorkerPool
+from rewards.streams import DEFAULT_CONCURRENCY, StreamCall
 
 
 @dataclass(frozen=True)
@@ -70,10 +71,11 @@ class RewardPool:
             check_part(part, resolved[name])
         self._rowwise = {name for name, fn in resolved.items() if getattr(fn, "rowwise", False)}
         self._groupwise = {name for name, fn in resolved.items() if getattr(fn, "groupwise", False)}
+        self._streamed = {name for name in self._rowwise if is_async(resolved[name])}
         self._limits = {
-            name: RowLimit(part.concurrency, part.per_second)
+            name: RowLimit(part.concurrency or DEFAULT_CONCURRENCY * (name in self._streamed), part.per_second)
             for name, part in self.parts.items()
-            if part.concurrency or part.per_second
+            if part.concurrency or part.per_second or name in self._streamed
         }
         targets = {name: absolute(part.function) for name, part in self.parts.items()}
         self._workers = WorkerPool(targets, num_processes, start_timeout_s)
@@ -141,13 +143,18 @@ class RewardPool:
             "trainer_state": trainer_state,
         }
         plans = {name: self._plan(self.parts[name], inputs, groups) for name in names or self.parts}
-        call = GradingCall(self._workers, plans, inputs)
+        call = GradingCall(self._workers, {n: plan for n, plan in plans.items() if n not in self._streamed}, inputs)
         call.run()
-        call.check_complete()
+        for name in plans:
+            if name in self._streamed:
+                stream = StreamCall(self._workers, name, plans[name], inputs)
+                stream.run()
+                call.add(name, stream.verdicts, stream.extras, stream.metrics, stream.traceback)
+        _check_complete(plans, call.verdicts)
         for name, text in call.tracebacks.items():
             self.first_tracebacks.setdefault(name, text)
         means = {name: sum(values) / len(values) for name, values in call.metrics.items()}
-        return Graded(call.verdicts, call.extras, means, call.tracebacks)
+        return Graded({name: call.verdicts[name] for name in plans}, call.extras, means, call.tracebacks)
 
     def _plan(self, part: Part, inputs: Mapping[str, Any], groups: Sequence[Any] | None) -> Plan:
         columns = inputs["columns"]
@@ -232,3 +239,10 @@ def _groups(part: Part, rows: Sequence[int], groups: Sequence[Any] | None) -> li
                 f"match; {part.function} compares the completions of one prompt"
             )
     return [members for members in found.values() if members[0] in asked]
+
+
+def _check_complete(plans: Mapping[str, Plan], verdicts: Mapping[str, Sequence[Verdict | None]]) -> None:
+    for name, plan in plans.items():
+        missing = [row for row in plan.rows if verdicts[name][row] is None]
+        if missing:
+            raise RuntimeError(f"{name}: rows {missing} came back without a verdict; this is a bug in rewards/")

@@ -1,4 +1,4 @@
-"""Rewards on the shape of a text: `length` (close to a target) and `repetition` (how much of it is new)."""
+"""Rewards on the shape of a text: `length`, `group_length` (shorter than its siblings), `repetition` (what is new)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rewards.answer import after_thoughts
-from rewards.base import Verdict, rowwise
+from rewards.base import Verdict, groupwise, rowwise
 from rewards.format import prompt_opens_block, text_of
 from rewards.text import tokens, unreadable
 
@@ -54,7 +54,7 @@ def length_reward(
         else:
             opened = prompt_opens_block(prompts[row], prompt_text[row] if prompt_text else None)
             text = after_thoughts(text_of(completion), opened=opened) or ""
-            length = len(tokens(text)) if unit == "words" else len(re.sub(r"\s", "", text))
+            length = _length(text, unit)
         verdicts.append(Verdict(length_score(length, *bounds), detail=f"{length} {unit}, target {length_target[row]}"))
     return verdicts
 
@@ -74,6 +74,46 @@ def length_score(length: float, low: float, high: float) -> float:
     if length > high:
         return max(0.0, 1 - (length / high - 1) / _TOO_LONG)
     return max(0.0, 1 - (low / length - 1) / _TOO_SHORT) if length < low else 1.0
+
+
+@groupwise
+def group_length_reward(
+    completions: Sequence[Any],
+    completion_ids: Sequence[Sequence[int]] | None = None,
+    *,
+    unit: str = "tokens",
+    **columns: Any,
+) -> list[Verdict]:
+    """From 0.5 for the shortest completion of a prompt to -0.5 for the longest; 0 where all are equally long.
+
+    0.5 - (length - min) / (max - min) over the group: the length reward of Kimi k1.5 (Kimi Team 2025, arXiv 2501.12599,
+    section "Length Penalty"). There a wrong answer earns min(0, it); with gates and clips of a composition that is::
+
+        too_long: {function: group_length, clip: [-0.5, 0]}
+        short: {function: group_length, clip: [0, 0.5], needs: math}
+
+    ``unit``: ``tokens`` (all sampled ones), ``words`` or ``characters`` of the completion, thoughts included.
+    """
+    if unit not in UNITS:
+        raise ValueError(f"group_length: unit: expected one of {', '.join(UNITS)}, got {unit!r}")
+    if unit == "tokens":
+        if completion_ids is None:
+            raise ValueError("group_length: unit 'tokens' needs completion_ids: use words or characters here")
+        lengths = [len(ids) for ids in completion_ids]
+    else:
+        lengths = [_length(text_of(completion), unit) for completion in completions]
+    shortest, longest = min(lengths), max(lengths)
+    return [
+        Verdict(
+            0.5 - (length - shortest) / (longest - shortest) if shortest < longest else 0.0,
+            detail=f"{length} {unit} of {shortest} to {longest} in the group",
+        )
+        for length in lengths
+    ]
+
+
+def _length(text: str, unit: str) -> int:
+    return len(tokens(text)) if unit == "words" else len(re.sub(r"\s", "", text))
 
 
 @rowwise

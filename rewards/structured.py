@@ -20,7 +20,7 @@ from rewards.text import unreadable
 
 FENCED = ("allowed", "required", "forbidden")
 _FENCE = re.compile(r"(?P<fence>`{3,}|~{3,})[ \t]*(?:json)?[ \t]*\r?\n(?P<body>.*)\n[ \t]*(?P=fence)", re.DOTALL | re.I)
-_SPECIAL_TOKENS = re.compile(r"(?:\s*<\|[^<>|]*\|>)+\s*\Z")  # an end token kept in the text
+_SPECIAL_TOKEN = re.compile(r"<\|[^<>|]*\|>")
 # What the validator raises on values it cannot compute with: nested too deeply, numbers beyond floats.
 _CANNOT_CHECK = (RecursionError, ArithmeticError, ValueError, TypeError)
 
@@ -102,7 +102,10 @@ def _grade(text: str | None, validator: Any, expected: Any, fenced: str, *, comp
 
 def without_special_tokens(text: str) -> str:
     """Without the special tokens (``<|im_end|>``) and white space at its end."""
-    return _SPECIAL_TOKENS.sub("", text).rstrip()
+    text = text.rstrip()
+    while text.endswith("|>") and _SPECIAL_TOKEN.fullmatch(text, start := max(text.rfind("<|"), 0)):
+        text = text[:start].rstrip()
+    return text
 
 
 def out_of_fence(text: str, fenced: str = "allowed") -> str:

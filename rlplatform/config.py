@@ -1,8 +1,8 @@
 """Configuration: frozen dataclasses, YAML + OmegaConf, strict. A key nobody knows is an error with the nearest name.
 
-One file is one run. Its ``kind`` says which dataclass reads it: ``rl``, ``sft`` or ``recipe`` (a list of named stages,
-each of a kind of its own). Values are checked in the dataclass that owns them; what can be derived is a property.
-``configfile.py`` reads, prints and saves these.
+One file is one run. Its ``kind`` says which dataclass reads it: ``rl``, ``sft``, ``preference`` or ``recipe`` (a list
+of named stages, each of a kind of its own). Values are checked in the dataclass that owns them; what can be derived is
+a property. ``configfile.py`` reads, prints and saves these.
 """
 
 from __future__ import annotations
@@ -137,6 +137,7 @@ class RewardConfig(TrackedReads):
     timeout_s: float = 10.0  # per row; a batch gets one deadline, then is repeated row by row
     max_error_rate: float = 0.2  # share of verdicts of one step with status error or timeout that stops the run
     call_timeout_s: float = 300.0  # a call silent for longer is an error
+    probe: bool = True  # call each function once before anything starts; async and served ones are only checked
     shuffle_control: bool = False  # control experiment: verdicts permuted inside each group; such a run must not learn
 
     def __post_init__(self) -> None:
@@ -483,6 +484,54 @@ class SFTConfig(TrackedReads):
 
 
 @dataclass(frozen=True)
+class PreferenceConfig(TrackedReads):
+    """A Bradley-Terry reward model on Ray Train, from pairs of a chosen and a rejected answer (docs/preference.md)."""
+
+    kind: Literal["preference"] = "preference"  # which kind of run this file is
+    name: str = "preference"  # shown in progress and reports
+    seed: int = 0  # every random draw of the run derives from it
+    run_dir: str = "runs/${name}"  # where everything the run leaves behind lies
+    num_steps: int = 100  # optimiser steps
+    tokens_per_step: int = 16384  # packed tokens of one optimiser step, all ranks together; pairs are never split
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    heldout: DataConfig = field(default_factory=lambda: DataConfig(split="test"))  # path "": heldout_share of data
+    heldout_share: float = 0.1  # where heldout.path is "": prompts kept out of training, with all their pairs
+    chosen: str = "chosen"  # column: the better answer, a string or messages
+    rejected: str = "rejected"  # column: the worse answer
+    margin: float = 0.0  # the chosen score should be higher by this (Llama 2), nats
+    margin_column: str = ""  # column with each pair's own margin; "" = the constant
+    centring: float = 0.0  # weight of (r_chosen + r_rejected)^2, which keeps scores near 0; 0.01 is usual
+    bias: bool = False  # the head has one; it cancels in differences, and transformers' heads have none
+    thoughts: Literal["strip", "keep"] = "strip"  # strip: only what follows </think> is read; also when serving
+    max_tokens: int = 1024  # a pair with a longer conversation is dropped and reported
+    evaluate_every: int = 0  # steps between held-out measurements; 0 = only the last
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1e-5))
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    max_failures: int = 2  # Ray Train restarts from the last checkpoint this many times
+
+    def __post_init__(self) -> None:
+        _require(self.num_steps >= 1, f"num_steps: expected >= 1, got {self.num_steps}")
+        _require(
+            self.tokens_per_step >= 2 * self.max_tokens * self.learner.num_workers,
+            f"tokens_per_step={self.tokens_per_step}: expected at least 2 x max_tokens x learner.num_workers = "
+            f"{2 * self.max_tokens * self.learner.num_workers}, so that every rank can hold the longest pair",
+        )
+        _require(self.data.chat, "data.chat: expected true: a reward model reads conversations")
+        _require(0 <= self.heldout_share < 1, f"heldout_share: expected in [0, 1), got {self.heldout_share}")
+        _require(self.centring >= 0, f"centring: expected >= 0, got {self.centring}")
+        _require(
+            not (self.margin and self.margin_column),
+            f"margin={self.margin:g} and margin_column={self.margin_column!r}: expected one of the two",
+        )
+        _require(
+            self.learner.lora.rank == 0,
+            f"learner.lora.rank: expected 0, got {self.learner.lora.rank}: reward models are trained whole",
+        )
+
+
+@dataclass(frozen=True)
 class EvalConfig(TrackedReads):
     """Held-out pass@1 and pass@k of a model, on the vLLM fleet."""
 
@@ -550,10 +599,11 @@ class RecipeConfig(TrackedReads):
         _require(bool(self.stages), "stages: expected at least one")
 
 
-RunConfig = RLConfig | SFTConfig | EvalConfig | DatasetConfig | InitModelConfig | RecipeConfig
+RunConfig = RLConfig | SFTConfig | PreferenceConfig | EvalConfig | DatasetConfig | InitModelConfig | RecipeConfig
 KINDS: dict[str, type] = {
     "rl": RLConfig,
     "sft": SFTConfig,
+    "preference": PreferenceConfig,
     "eval": EvalConfig,
     "dataset": DatasetConfig,
     "init_model": InitModelConfig,

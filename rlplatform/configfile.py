@@ -96,7 +96,7 @@ def stages(recipe: RecipeConfig) -> dict[str, RunConfig]:
 
 
 def inputs(config: Any) -> list[str]:
-    """Names of the stages a configuration takes its model or data from (``stage:NAME``, ``stage:NAME/part``)."""
+    """Names of the stages a configuration takes anything from (``stage:NAME``, ``stage:NAME/part``)."""
     found: list[str] = []
 
     def walk(value: Any) -> None:
@@ -105,6 +105,9 @@ def inputs(config: Any) -> list[str]:
                 walk(getattr(value, entry.name))
         elif isinstance(value, Mapping):
             for item in value.values():
+                walk(item)
+        elif isinstance(value, list | tuple):
+            for item in value:
                 walk(item)
         elif isinstance(value, str) and value.startswith("stage:"):
             found.append(value.removeprefix("stage:").partition("/")[0])
@@ -148,7 +151,7 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def derived(config: RunConfig) -> list[tuple[str, str]]:
     """The batch arithmetic that follows from the user's knobs, as (quantity, how it comes about)."""
-    from rlplatform.config import RLConfig, SFTConfig
+    from rlplatform.config import PreferenceConfig, RLConfig, SFTConfig
 
     if isinstance(config, RLConfig):
         rows, updates, ranks = config.rows_per_step, config.updates_per_step, config.learner.num_workers
@@ -168,7 +171,7 @@ def derived(config: RunConfig) -> list[tuple[str, str]]:
                 f"{config.rollout.max_num_seqs // config.group_size}",
             ),
         ]
-    if isinstance(config, SFTConfig):
+    if isinstance(config, SFTConfig | PreferenceConfig):
         return [
             ("tokens a rank and step", f"{config.tokens_per_step} / {config.learner.num_workers} ranks"),
             (
@@ -181,14 +184,16 @@ def derived(config: RunConfig) -> list[tuple[str, str]]:
 
 def placement(config: RunConfig) -> list[tuple[str, int, float, float]]:
     """(actor, count, CPUs each, GPUs each) that a run asks Ray for."""
-    from rlplatform.config import EvalConfig, RLConfig, SFTConfig
+    from rlplatform.config import EvalConfig, PreferenceConfig, RLConfig, SFTConfig
 
     wanted: list[tuple[str, int, float, float]] = []
     if isinstance(config, RLConfig | EvalConfig):
         rollout = config.rollout
         wanted.append(("rollout worker", rollout.num_workers, rollout.cpus_per_worker, rollout.gpus_per_worker))
         wanted.append(("reward service", config.reward.num_workers, 0.0, 0.0))
-    if isinstance(config, RLConfig | SFTConfig):
+        own = [part for part in (config.reward.parts.values() if config.reward.functions else ()) if part.has_workers]
+        wanted += [(f"reward {part.name}", part.workers or 1, 0.0, part.gpus) for part in own]
+    if isinstance(config, RLConfig | SFTConfig | PreferenceConfig):
         learner = config.learner
         wanted.append(("learner", learner.num_workers, learner.cpus_per_worker, learner.gpus_per_worker))
     return wanted

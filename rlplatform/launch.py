@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rewards.base import RewardLoadError, resolve, signature_of
-from rewards.composition import check_part
 from rlplatform import checkpoint
-from rlplatform.config import ConfigError, DataConfig, EvalConfig, RewardConfig, RLConfig, SamplingConfig
+from rlplatform.config import DataConfig, EvalConfig, RLConfig, SamplingConfig
 from rlplatform.configfile import to_dict
 from rlplatform.data import PromptSet, ShuffledPrompts, load_prompts
 from rlplatform.environment import prepare
 from rlplatform.evaluation.runner import Evaluation, evaluate
+from rlplatform.reward_checks import accuracy_metric, check_columns, probe
 from rlplatform.rl_loop import train
 from rlplatform.roles import Scorer
 from rlplatform.runs import RunFolder, write_atomically
@@ -108,46 +107,6 @@ def prompts_of(data: DataConfig, tokenizer: Any, folder: RunFolder, label: str) 
     return prompt_set
 
 
-def accuracy_metric(reward: RewardConfig, wanted: str) -> str:
-    """The reward part that counts as accuracy; every function is resolved, and its settings checked, on the way.
-
-    Raises:
-        RewardLoadError: a function cannot be loaded, or does not take its settings.
-        ConfigError: ``wanted`` is not among them.
-    """
-    parts = reward.parts
-    for part in parts.values():
-        check_part(part, resolve(part.function))
-    if wanted and wanted not in parts:
-        raise ConfigError(f"evaluation metric {wanted!r}: expected one of the reward functions, {sorted(parts)}")
-    return wanted or next(iter(parts))
-
-
-def check_columns(reward: RewardConfig, prompts: Sequence[Prompt]) -> None:
-    """Stop before any worker starts when a reward function needs a column that a prompt does not have.
-
-    Raises:
-        ConfigError: names function and column.
-    """
-    one_of_each = {
-        frozenset(prompt.columns): prompt for prompt in prompts
-    }  # rows of a file may differ in their columns
-    for part in reward.parts.values():
-        signature = signature_of(resolve(part.function), part.function)
-        for prompt in one_of_each.values():
-            columns = {**prompt.columns, "prompt_text": prompt.text}
-            try:
-                part.check_columns(columns)
-            except RewardLoadError as error:
-                raise ConfigError(f"prompt {prompt.prompt_id}: {error}") from error
-            missing = signature.missing([*columns, *part.args]) if part.applies(columns) else []
-            if missing:
-                raise ConfigError(
-                    f"reward {part.name!r} needs the columns {missing}, and prompt {prompt.prompt_id} has "
-                    f"{sorted(prompt.columns)}; set data.answer=COLUMN or data.columns.NAME=COLUMN"
-                )
-
-
 class ShuffledRewards:
     """A scorer that permutes verdicts inside each group: the control that must not learn."""
 
@@ -217,11 +176,15 @@ def run_rl(config: RLConfig) -> Outcome:
     folder = RunFolder(config.run_dir)
     folder.begin(config)
     metric = accuracy_metric(config.reward, config.evaluation.metric)
-    tokenizer = tokenizer_of(config.model.path, trust_remote_code=config.model.trust_remote_code)
-    check_servable(config.model.path, config.model, config.max_model_len)
-    prompts = prompts_of(config.data, tokenizer, folder, "train")
-    check_columns(config.reward, prompts.prompts)
-    held_out = prompts_of(config.evaluation.data, tokenizer, folder, "eval") if config.evaluation.data.path else None
+    with probe(config.reward) as rewards:
+        tokenizer = tokenizer_of(config.model.path, trust_remote_code=config.model.trust_remote_code)
+        check_servable(config.model.path, config.model, config.max_model_len)
+        prompts = prompts_of(config.data, tokenizer, folder, "train")
+        held_out = (
+            prompts_of(config.evaluation.data, tokenizer, folder, "eval") if config.evaluation.data.path else None
+        )
+        check_columns(config.reward, [*prompts.prompts, *(held_out.prompts if held_out else ())])
+        rewards.check(prompts.prompts)
     stream = ShuffledPrompts(
         prompts.prompts, seed=config.seed, group_size=config.group_size, shuffle=config.data.shuffle
     )
@@ -296,7 +259,7 @@ def _start(config: RLConfig, folder: RunFolder, stack: ExitStack) -> tuple[Any, 
                 config.max_model_len,
                 config.seed,
             ),
-            pool.submit(RewardService, config.reward),
+            pool.submit(RewardService, config.reward, folder.path),
             pool.submit(LearnerGroup, config, config.model.path, dump_dir=str(folder.path.resolve())),
         ]
         if config.teacher.path:
@@ -339,10 +302,12 @@ def run_eval(config: EvalConfig) -> Outcome:
     folder = RunFolder(config.run_dir)
     folder.begin(config)
     metric = accuracy_metric(config.reward, config.metric)
-    tokenizer = tokenizer_of(config.model.path, trust_remote_code=config.model.trust_remote_code)
-    check_servable(config.model.path, config.model, config.max_model_len)
-    prompts = prompts_of(config.data, tokenizer, folder, "eval")
-    check_columns(config.reward, prompts.prompts)
+    with probe(config.reward) as rewards:
+        tokenizer = tokenizer_of(config.model.path, trust_remote_code=config.model.trust_remote_code)
+        check_servable(config.model.path, config.model, config.max_model_len)
+        prompts = prompts_of(config.data, tokenizer, folder, "eval")
+        check_columns(config.reward, prompts.prompts)
+        rewards.check(prompts.prompts)
     sampling = sampling_params(config.sampling)
     os.environ["RLPLATFORM_LOG_DIR"] = str(folder.logs.resolve())
     with ray_session(), ExitStack() as stack:
@@ -350,7 +315,7 @@ def run_eval(config: EvalConfig) -> Outcome:
             config.model.path, config.model, config.rollout, sampling, config.max_model_len, config.seed
         )
         stack.callback(fleet.close)
-        service = RewardService(config.reward)
+        service = RewardService(config.reward, folder.path)
         stack.callback(service.close)
         result = evaluator(
             prompts.prompts,

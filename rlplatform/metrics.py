@@ -28,6 +28,7 @@ class Metric:
 
 
 ALL, USED, TOKENS = "all rollouts of the step", "rows trained on", "tokens with loss_mask 1"
+PAIRS, HELD_OUT_PAIRS = "pairs of the step", "held-out pairs"
 ROUTED = "tokens of rows trained on, prompts included; mean over optimiser steps"
 
 REGISTRY: tuple[Metric, ...] = (
@@ -201,6 +202,26 @@ REGISTRY: tuple[Metric, ...] = (
         ALL,
         "verdicts with status error or timeout; reward.max_error_rate stops the run",
     ),
+    Metric("score/seconds_p50/{part}", "s", "median", ALL, "time one reward function takes for a rollout"),
+    Metric(
+        "score/seconds_p99/{part}", "s", "99th percentile", ALL, "its slow ones; slow_rewards.jsonl has the slowest"
+    ),
+    Metric("score/error_rate/{part}", "share", "mean", ALL, "its verdicts with status error or timeout"),
+    Metric("score/queue_groups/{part}", "groups", "max", "the step", "groups that waited for it at the same time"),
+    Metric(
+        "score/queue_seconds/{part}",
+        "s",
+        "max",
+        "the step",
+        "longest wait of a group for a worker; rising from step to step: it needs workers of its own",
+    ),
+    Metric(
+        "score/critical_seconds",
+        "s",
+        "sum",
+        "the step",
+        "time in which the loop had nothing to do but wait for verdicts: everything is generated, not all is graded",
+    ),
     Metric("score/restarts", "count", "sum since start", "the run", "reward workers or their children restarted"),
     Metric("score/custom/{part}", "1", "mean", ALL, "what a reward function logged with log_metric"),
     Metric("publish/seconds", "s", "sum", "the step", "pause, send, reset prefix cache, verify, resume"),
@@ -254,6 +275,30 @@ REGISTRY: tuple[Metric, ...] = (
     Metric("loss_tokens", "tokens", "sum", "supervised steps", "targets: the loss's denominator"),
     Metric("seconds", "s", "sum", "supervised steps", "time of the step"),
     Metric("tokens_per_s", "tokens/s", "tokens / seconds", "supervised steps", "throughput"),
+    Metric("pairs", "count", "sum", PAIRS, "pairs of the step: the loss's denominator"),
+    Metric("preference/accuracy", "share", "mean, ties count half", PAIRS, "chosen scored above rejected"),
+    Metric("preference/margin", "nats", "mean", PAIRS, "chosen score minus rejected score"),
+    Metric(
+        "preference/score_mean", "nats", "mean over both answers", PAIRS, "level of the scores; centring keeps it at 0"
+    ),
+    Metric("preference/score_std", "nats", "standard deviation over both answers", PAIRS, "spread of the scores"),
+    Metric("eval/pair_accuracy", "share", "mean, ties count half", HELD_OUT_PAIRS, "chosen scored above rejected"),
+    Metric("eval/pair_loss", "nats", "mean", HELD_OUT_PAIRS, "-log sigmoid(margin); 0.693 is no opinion"),
+    Metric("eval/pair_margin", "nats", "mean", HELD_OUT_PAIRS, "chosen score minus rejected score"),
+    Metric(
+        "eval/pair_calibration_error",
+        "share",
+        "mean over pairs of the gap in their bin",
+        HELD_OUT_PAIRS,
+        "confidence (sigmoid of the absolute margin) against the share right, 10 bins",
+    ),
+    Metric(
+        "eval/pair_length_correlation",
+        "1",
+        "Pearson over pairs",
+        HELD_OUT_PAIRS,
+        "of margin and length difference: how far length explains the scores",
+    ),
     Metric("epoch", "epochs", "last", "supervised steps", "how often the dataset was gone through"),
     Metric("time/{part}", "s", "sum", "the step", "seconds in a phase of the loop"),
     Metric("time/step", "s", "sum", "the step", "the whole step, evaluation and saving included"),

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -39,13 +38,9 @@ from rlplatform.plan import (
     stage_key,
 )
 from rlplatform.runs import RunFolder, write_atomically
-from rlplatform.stage_runs import STAGES
+from rlplatform.stage_runs import STAGES, say
 
 MARKS = ("config.yaml", STARTED, DONE)  # a folder with none of these is not ours to remove
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def run_config(config: RunConfig, *, fresh: bool = False, start: str = "", only: str = "") -> dict[str, Any]:

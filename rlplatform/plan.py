@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rlplatform.config import ConfigError, RecipeConfig, RLConfig, RunConfig
+from rlplatform.config import ConfigError, EvalConfig, PreferenceConfig, RecipeConfig, RLConfig, RunConfig
 from rlplatform.configfile import flat, inputs, stages, to_dict
 from rlplatform.reads import reads_do_not_count
 
@@ -150,26 +150,33 @@ def changes(before: Mapping[str, Any], config: RunConfig) -> list[str]:
 
 
 def resolve_inputs(config: Any, finished: Mapping[str, dict[str, Any]]) -> Any:
-    """The config with every ``stage:NAME[/part]``, wherever it stands, replaced by the path that stage left."""
+    """The config with every ``stage:NAME[/part]``, wherever it stands, replaced by the path that stage left.
 
-    def resolve(value: Any) -> Any:
+    In the settings of reward functions the path is absolute, for processes elsewhere.
+    """
+
+    def resolve(value: Any, *, absolute: bool = False) -> Any:
         if is_dataclass(value) and not isinstance(value, type):
             found = {f.name: getattr(value, f.name) for f in fields(value)}
-            changed = {k: new for k, v in found.items() if (new := resolve(v)) is not v}
+            changed = {k: new for k, v in found.items() if (new := resolve(v, absolute=absolute)) is not v}
             return replace(value, **changed) if changed else value
         if isinstance(value, Mapping):
-            items = {k: resolve(v) for k, v in value.items()}
+            items = {k: resolve(v, absolute=absolute) for k, v in value.items()}
             return items if any(items[k] is not value[k] for k in items) else value
         if isinstance(value, (list, tuple)):
-            entries = [resolve(v) for v in value]
+            entries = [resolve(v, absolute=absolute) for v in value]
             return type(value)(entries) if any(a is not b for a, b in zip(entries, value, strict=True)) else value
         if isinstance(value, str) and value.startswith("stage:"):
             name, _, part = value.removeprefix("stage:").partition("/")
             output = Path(finished[name]["output"])
-            return str(output / part if part else output)
+            path = output / part if part else output
+            return str(path.resolve() if absolute else path)
         return value
 
     with reads_do_not_count():
+        if isinstance(config, RLConfig | EvalConfig):
+            functions = resolve(config.reward.functions, absolute=True)
+            config = replace(config, reward=replace(config.reward, functions=functions))
         return resolve(config)
 
 
@@ -187,6 +194,8 @@ def data_hashes(resolved: Any) -> dict[str, str]:
         paths = [getattr(getattr(resolved, "data", None), "path", "")]
         if isinstance(resolved, RLConfig):
             paths.append(resolved.evaluation.data.path)
+        if isinstance(resolved, PreferenceConfig):
+            paths.append(resolved.heldout.path)
     return {path: _content(Path(path)) for path in paths if path and Path(path).exists()}
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from model.chat import encode_segments, render_segments
 from model.messages import RenderError
-from rewards.response import parse
+from rewards.response import OPEN, parse
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -60,12 +60,14 @@ class RewardText:
         completion: str | Sequence[Mapping[str, Any]],
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        opened: bool = False,
     ) -> Written:
         """Render and encode. Nothing is cut: the caller compares the length with ``max_tokens``.
 
         Args:
             prompt: messages; a string is one user turn.
             completion: the assistant's text, or messages that end with the assistant's.
+            opened: the policy's prompt ended inside a think block, so its text starts with the thought.
 
         Raises:
             RenderError: the conversation cannot be rendered, or does not end with the assistant's turn.
@@ -79,6 +81,8 @@ class RewardText:
         if not completion or messages[-1].get("role") != "assistant":
             role = messages[-1].get("role") if completion else "no message"
             raise RenderError(f"expected a conversation that ends with the assistant's turn, got {role}")
+        if opened and isinstance(messages[-1].get("content"), str):
+            messages[-1] = {**messages[-1], "content": f"{OPEN}\n{messages[-1]['content']}"}
         if self.thoughts == "strip":
             messages = [_without_thought(message) for message in messages]
         segments = render_segments(tokenizer, messages, tools=tools, enable_thinking=self.enable_thinking)

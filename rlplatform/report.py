@@ -74,16 +74,16 @@ def write_run_report(folder: RunFolder) -> Path:
     rows = folder.read_metrics()
     image = plot(rows, folder.report / "plots.png")
     steps = sorted(int(p.stem.split("-")[1]) for p in (folder.path / "rollouts").glob("step-*.parquet"))
-    blocks = [f"<h1>{html.escape(folder.path.name)}</h1>", _image(image)]
+    blocks = [f"<h1>{html.escape(folder.path.name)}</h1>", image_tag(image)]
     for label, step in (("Early", steps[0]), ("Late", steps[-1])) if steps else ():
         blocks.append(f"<h2>{label} rollouts (step {step})</h2>")
         blocks += [_rollout(row) for row in samples(folder, step=step)]
     diff = (folder.path / "config_diff.yaml").read_text(encoding="utf-8")
     blocks.append(f"<h2>Config, where it differs from the defaults</h2><pre>{html.escape(diff)}</pre>")
-    return _page(folder.report / "index.html", folder.path.name, blocks)
+    return page(folder.report / "index.html", folder.path.name, blocks)
 
 
-def _image(path: Path) -> str:
+def image_tag(path: Path) -> str:
     data = base64.b64encode(path.read_bytes()).decode()
     return f'<img alt="curves of the run" src="data:image/png;base64,{data}">'
 
@@ -96,7 +96,7 @@ def _rollout(row: Mapping[str, Any]) -> str:
     return f"<p>{html.escape(head)}</p><pre>{prompt}<b>{completion}</b></pre>"
 
 
-def _page(path: Path, title: str, blocks: Sequence[str]) -> Path:
+def page(path: Path, title: str, blocks: Sequence[str]) -> Path:
     style = (
         "body{font:15px/1.5 system-ui,sans-serif;max-width:1100px;margin:2em auto;padding:0 1em;color:#222}"
         "img{max-width:100%}pre{background:#f5f5f5;padding:.8em;overflow:auto;white-space:pre-wrap}"
@@ -142,12 +142,12 @@ def write_recipe_report(folder: RunFolder, plan: Mapping[str, RunConfig], result
         rl = [RunFolder(config.run_dir) for config in plan.values() if isinstance(config, RLConfig)]
     for stage in rl[-1:]:
         image = plot(stage.read_metrics(), folder.report / "plots.png")
-        blocks.append(_image(image))
+        blocks.append(image_tag(image))
         steps = sorted(int(p.stem.split("-")[1]) for p in (stage.path / "rollouts").glob("step-*.parquet"))
         for label, step in (("Early", steps[0]), ("Late", steps[-1])) if steps else ():
             blocks.append(f"<h2>{label} rollouts (step {step})</h2>")
             blocks += [_rollout(row) for row in samples(stage, step=step)]
-    return _page(folder.report / "index.html", str(results["name"]), blocks)
+    return page(folder.report / "index.html", str(results["name"]), blocks)
 
 
 def _table_rows(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
@@ -159,7 +159,12 @@ def _table_rows(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     for name, label in names:
         if name in after:
             interval = f" ± {after['accuracy_ci95']:.1%}" if name == "accuracy" and "accuracy_ci95" in after else ""
-            rows.append((label, f"{before.get(name, float('nan')):.1%}", f"{after[name]:.1%}{interval}"))
+            values = [before.get(name, float("nan")), after[name]]
+            if any(value < 0 or value > 1 for value in values):  # a score, e.g. a reward model's
+                label = label.removesuffix(" (share)")
+                rows.append((label, f"{values[0]:.3f}", f"{values[1]:.3f}"))
+                continue
+            rows.append((label, f"{values[0]:.1%}", f"{values[1]:.1%}{interval}"))
     return rows
 
 
@@ -201,7 +206,8 @@ def print_results(results: Mapping[str, Any], page: Path) -> None:
         console.print(table)
     console.print(f"results  {page.parent.parent / 'results.json'}")
     console.print(f"report   {page}")
-    console.print(f"rollouts rlplatform inspect {page.parent.parent}/{_last_rl(results)}", soft_wrap=True)
+    if last := _last_rl(results):
+        console.print(f"rollouts rlplatform inspect {page.parent.parent}/{last}", soft_wrap=True)
 
 
 def _last_rl(results: Mapping[str, Any]) -> str:

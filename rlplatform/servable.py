@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from model.config import DENSE, MOE, UnsupportedModelError
 from model.positions import rope_settings
-from rlplatform.config import ConfigError, EvalConfig, ModelConfig, RLConfig, SFTConfig
+from rlplatform.config import ConfigError, EvalConfig, ModelConfig, PreferenceConfig, RLConfig, SFTConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -74,11 +74,11 @@ def tokenizer_of(path: str, *, trust_remote_code: bool = False) -> PreTrainedTok
 
 def check_now(config: Any) -> None:
     """What a run checks of its model before it starts, where that is a folder already there; downloads nothing."""
-    if not isinstance(config, (RLConfig, EvalConfig, SFTConfig)):
+    if not isinstance(config, (RLConfig, EvalConfig, SFTConfig, PreferenceConfig)):
         return
     model = config.model
     if (Path(model.path) / "config.json").is_file():
-        if isinstance(config, SFTConfig):
+        if isinstance(config, (SFTConfig, PreferenceConfig)):
             check_positions(model.path, model)
         else:
             check_servable(model.path, model, config.max_model_len)

@@ -8,6 +8,7 @@ from rlplatform.config import (
     CheckpointConfig,
     EvalConfig,
     EvaluationConfig,
+    PreferenceConfig,
     RecipeConfig,
     RLConfig,
     RunConfig,
@@ -45,6 +46,13 @@ def _short(config: RunConfig) -> RunConfig:
         )
     if isinstance(config, SFTConfig):
         return replace(config, num_steps=STEPS, tokens_per_step=config.max_tokens * config.learner.num_workers)
+    if isinstance(config, PreferenceConfig):
+        return replace(
+            config,
+            num_steps=STEPS,
+            tokens_per_step=2 * config.max_tokens * config.learner.num_workers,
+            evaluate_every=1,
+        )
     if isinstance(config, EvalConfig):
         return replace(config, num_samples=2, data=replace(config.data, limit=PROBLEMS))
     return config

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from rlplatform.config import ConfigError, DatasetConfig, InitModelConfig, SFTConfig
+from rlplatform.config import ConfigError, DatasetConfig, InitModelConfig, PreferenceConfig, SFTConfig
 from rlplatform.launch import Outcome, ray_session, run_eval, run_rl
 from rlplatform.runs import RunFolder, write_atomically
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def make_dataset(config: DatasetConfig) -> Outcome:
@@ -49,19 +55,43 @@ def init_model(config: InitModelConfig) -> Outcome:
 
 def sft(config: SFTConfig) -> Outcome:
     from pretrain.sft import run_sft
+
+    def line(row: Mapping[str, Any]) -> str:
+        return f"loss {row['loss']:.3f}  {row.get('tokens_per_s', 0):,.0f} tok/s"
+
+    return _train(config, partial(run_sft, config, stop_at_probability=config.stop_at_probability), line)
+
+
+def preference(config: PreferenceConfig) -> Outcome:
+    from pretrain.preference import run_preference
+    from rlplatform.preference_report import table
+
+    def line(row: Mapping[str, Any]) -> str:
+        held_out = f"  held out {row['eval/pair_accuracy']:.1%}" if "eval/pair_accuracy" in row else ""
+        return f"loss {row['loss']:.3f}  accuracy {row['preference/accuracy']:.1%}{held_out}"
+
+    outcome = _train(config, partial(run_preference, config), line)
+    for what, value in table(outcome.summary["heldout"]) if "heldout" in outcome.summary else ():
+        say(f"  {what:28} {value}")
+    return outcome
+
+
+def _train(
+    config: SFTConfig | PreferenceConfig, run: Callable[..., Any], line: Callable[[Mapping[str, Any]], str]
+) -> Outcome:
+    """``run(progress=...)`` in a Ray session; about twenty lines of progress."""
     from rlplatform.trackers import Progress
 
-    folder = RunFolder(config.run_dir)
-    folder.begin(config)
+    RunFolder(config.run_dir).begin(config)
     progress = Progress(config.name, config.num_steps)
 
     def show(row: dict[str, Any]) -> None:
         if row["step"] % max(config.num_steps // 20, 1) == 0 or row["step"] == config.num_steps:
-            progress.step(int(row["step"]), f"loss {row['loss']:.3f}  {row.get('tokens_per_s', 0):,.0f} tok/s")
+            progress.step(int(row["step"]), line(row))
 
     progress.phase("starting Ray Train")
     with ray_session():
-        result = run_sft(config, progress=show, stop_at_probability=config.stop_at_probability)
+        result = run(progress=show)
     progress.close()
     return Outcome(str(result.model), dict(result.summary))
 
@@ -70,6 +100,7 @@ STAGES: dict[str, Callable[[Any], Outcome]] = {
     "dataset": make_dataset,
     "init_model": init_model,
     "sft": sft,
+    "preference": preference,
     "rl": run_rl,
     "eval": run_eval,
 }

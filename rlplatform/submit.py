@@ -31,6 +31,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 from rlplatform.config import ConfigError
 from rlplatform.configfile import load
 from rlplatform.roles import RunStopped
+from rlplatform.shipped_functions import check_absolute, check_function_files
 from rlplatform.shipping import check_size, holds_packages, package_files, select_files, source_digest, stage
 
 NEEDED = ("ray", "torch", "vllm", "deepspeed", "transformers")
@@ -72,13 +73,15 @@ def submit(
     ``python3``. ``timeout_s`` is the deadline of each request to the head.
 
     Raises:
-        ConfigError: the config, the folder or its size are wrong, or the interpreter on the head lacks something.
+        ConfigError: the config, the folder or its size are wrong, a function's file is not shipped, or the interpreter
+            on the head lacks something.
         RunStopped: the head cannot be reached, refuses the token, or the job never started.
     """
     working_dir = working_dir.resolve()
     config = _find_config(config, working_dir)
     loaded = load(config, overrides)  # a typo is cheaper here
     files = select_files(working_dir, excludes)
+    absolute = check_function_files(loaded, files, working_dir)
     relative_config = _include_config(files, config, working_dir)
     brings_packages = holds_packages(files, working_dir)
     size_mib = check_size(files, max_mib)
@@ -86,6 +89,7 @@ def submit(
     client = connect(address, timeout_s=timeout_s)
     head = _probe(client, python, working_dir)
     _check_head(head, client, python)
+    check_absolute(absolute, shares_folder=head.shares_folder, working_dir=working_dir)
     if not brings_packages and head.digest != source_digest():
         files |= package_files()
     run_dir = Path(loaded.run_dir)

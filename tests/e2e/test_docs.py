@@ -19,7 +19,11 @@ ELSEWHERE = {
     "make test": "this suite",
     "make setup": "tests/unit/test_packaging.py",
     "rlplatform doctor": "tests/unit/test_doctor.py",
+    "rlplatform reward serve math format --port 8000 --token-file token.txt": (
+        "tests/integration/test_reward_serving.py"
+    ),
     "rlplatform run configs/recipe/demo.yaml --smoke": "tests/e2e/test_demo.py",
+    "rlplatform run configs/preference/synthetic.yaml --smoke": "tests/integration/test_preference.py",
     "rlplatform submit configs/recipe/demo.yaml --address http://127.0.0.1:8265 --smoke": (
         "tests/integration/test_submit.py"
     ),

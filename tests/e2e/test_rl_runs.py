@@ -128,14 +128,36 @@ def test_bad_input_stops_before_any_worker_starts(smoke_demo: Finished, tmp_path
         assert not list((tmp_path / "never").glob("logs/*.log")), f"a worker started ({time.monotonic() - began:.0f} s)"
 
 
+RAISES = """def letters(completions, **_):
+    texts = [c[0]["content"] for c in completions]
+    return [check(text) for text in texts]
+
+def check(text):
+    if {condition}:
+        return 1.0
+    raise KeyError('the column I forgot')
+"""
+
+
+def test_a_reward_that_raises_at_once_starts_nothing(smoke_demo: Finished, tmp_path: Path) -> None:
+    config = write_config(tmp_path, smoke_demo.folder / "sft" / "model", smoke_demo.folder / "data")
+    (tmp_path / "letters.py").write_text(RAISES.format(condition="False"))
+    done = rlplatform("run", str(config))
+    assert done.returncode == 2, done.stderr
+    said = done.stderr.splitlines()
+    place = next(number for number, line in enumerate(said) if line.startswith("error:"))
+    assert f"KeyError: 'the column I forgot', at {tmp_path / 'letters.py'}:8 in check" in said[place]
+    assert not list((tmp_path / "run").glob("logs/*.log"))
+
+
 def test_a_reward_that_raises_stops_the_run_with_its_own_line(smoke_demo: Finished, tmp_path: Path) -> None:
     config = write_config(tmp_path, smoke_demo.folder / "sft" / "model", smoke_demo.folder / "data")
-    (tmp_path / "letters.py").write_text("def letters(completions, **_):\n    raise KeyError('the column I forgot')\n")
+    (tmp_path / "letters.py").write_text(RAISES.format(condition="'made up' in text"))
     done = rlplatform("run", str(config))
-    assert done.returncode == 1
+    assert done.returncode == 1, done.stderr
     said = done.stderr.splitlines()
     place = next(number for number, line in enumerate(said) if "stopped:" in line)
     head = "\n".join(said[place : place + 10])
-    assert "letters.py" in head
-    assert "line 2" in head
-    assert "the column I forgot" in "\n".join(said)
+    assert f"KeyError: 'the column I forgot', at {tmp_path / 'letters.py'}:8 in check" in head
+    assert "line 8" in "\n".join(said)
+    assert "the column I forgot" in (tmp_path / "run" / "reward_failures.txt").read_text()

@@ -99,7 +99,8 @@ def service(cluster: None, functions: Path) -> Iterator[RewardService]:
 
 
 def worker_pids(service: RewardService) -> list[int]:
-    return [service._fleet.incarnation(worker).pid for worker in service._fleet.live_workers]
+    fleets = [lane.fleet for lane in service._lanes]
+    return [fleet.incarnation(worker).pid for fleet in fleets for worker in fleet.live_workers]
 
 
 def test_built_in_rewards_over_many_groups(cluster: None) -> None:
@@ -126,8 +127,10 @@ def test_built_in_rewards_over_many_groups(cluster: None) -> None:
         assert service.metrics()["score/seconds_p99"] == 0.0  # a window of its own
         assert service.poll(0.0) == []
         versions = service.versions()
-        assert versions["math-verify"]
-        assert len(versions["math"]) == 12
+        assert versions["packages"]["math-verify"]
+        assert versions["functions"]["math"]["function"] == "math"
+        assert len(versions["functions"]["math"]["source"]) == 12
+        assert versions["functions"]["math"]["package"].startswith("rlplatform ")
         pids = [p.pid for pid in worker_pids(service) for p in psutil.Process(pid).children(recursive=True)]
         assert len(pids) == 3  # a fork server and two workers
     finally:
@@ -226,11 +229,26 @@ def test_a_hopeless_error_rate_stops_the_run_at_once(cluster: None, functions: P
 # --- a pool inside an actor -----------------------------------------------------------------------------------------
 
 
+HOSTILE = [r"9^{9^{9^{9}}}", r"(10^{9})!", r"7^{10^{9}}", r"\frac{" * 40 + "1" + "}{2}" * 40]
+
+
+def batch() -> tuple[list[str], list[str]]:
+    """512 answers and what becomes of each: hostile ones, 20,000 digits, and rows that math-verify alone would answer
+    differently in a thread."""
+    answers = ["7", "8", r"\frac{14}{2}", "7.0"] * 128
+    statuses = [OK] * 512
+    for number, answer in enumerate(HOSTILE):
+        answers[50 + 100 * number], statuses[50 + 100 * number] = answer, TIMEOUT
+    answers[500] = "7" * 20_000
+    return answers, statuses
+
+
 def outcomes(pool: RewardPool) -> list[tuple[float, str]]:
-    """Rows that math-verify alone answers differently in a thread, and one that it never ends."""
-    answers = [r"\frac{1}{2}", "0.5", r"\frac{2}{3}", r"9^{9^{9^{9}}}", "x"]
-    verdicts = pool.score(["q"] * 5, [rf"\boxed{{{a}}}" for a in answers], {"answer": [r"\frac12"] * 5})
-    assert pool.num_idle == pool.num_processes
+    answers, _ = batch()
+    verdicts = pool.score(["q"] * 512, [rf"\boxed{{{a}}}" for a in answers], {"answer": ["7"] * 512})
+    assert pool.num_idle == pool.num_processes == 2
+    processes = psutil.Process(pool.pids()[0]).children(recursive=True)
+    assert {process.pid for process in processes} == set(pool.pids()[1:])  # no zombie, nothing left behind
     return [(v.score, v.status) for v in verdicts]
 
 
@@ -238,18 +256,19 @@ def test_same_scores_from_main_thread_thread_and_async_actor(cluster: None) -> N
     @ray.remote(num_cpus=0)
     class AsyncActor:
         async def score(self) -> tuple[list[tuple[float, str]], list[tuple[float, str]]]:
-            with RewardPool({"math": 1.0}, timeout_s=2.0) as pool:
+            with RewardPool({"math": 1.0}, 2, timeout_s=3.0) as pool:
                 return outcomes(pool), await asyncio.to_thread(outcomes, pool)
 
-    expected = [(1.0, OK), (1.0, OK), (0.0, OK), (0.0, TIMEOUT), (0.0, OK)]
-    actor = AsyncActor.remote()
-    in_actor = actor.score.remote()
+    answers, statuses = batch()
+    right = ("7", r"\frac{14}{2}", "7.0")
+    expected = [(float(answer in right), status) for answer, status in zip(answers, statuses, strict=True)]
     in_thread: list[list[tuple[float, str]]] = []
-    with RewardPool({"math": 1.0}, timeout_s=2.0) as pool:
+    with RewardPool({"math": 1.0}, 2, timeout_s=3.0) as pool:
         assert outcomes(pool) == expected
         thread = threading.Thread(target=lambda: in_thread.append(outcomes(pool)))
         thread.start()
-        thread.join(timeout=60)
+        thread.join(timeout=120)
     assert in_thread == [expected]
-    assert ray.get(in_actor, timeout=120) == (expected, expected)
+    actor = AsyncActor.remote()
+    assert ray.get(actor.score.remote(), timeout=240) == (expected, expected)
     ray.kill(actor)

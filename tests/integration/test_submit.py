@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -190,6 +191,109 @@ def test_the_exit_code_of_the_job_is_returned_and_its_error_is_in_the_log(
     arguments = ["--no-such-option"]
     assert submit(Path("config.yaml"), [], signed_in, working_dir=project, entrypoint_args=arguments) == 2
     assert "--no-such-option" in capfd.readouterr().out
+
+
+GRADE = """
+import numpy as np
+
+def make(seed, functions, max_error_rate=0.0):
+    from actors.reward_service import RewardService
+    from rlplatform.config import RewardConfig
+    from rlplatform.launch import ray_session
+    from rlplatform.types import Prompt, Rollout, RolloutGroup
+
+    ids, ones = np.arange(2, dtype=np.int32), np.ones(2, dtype=bool)
+    prompt = Prompt("p0", (), ids, "2 + 2 =", {"answer": "4"})
+    rollout = Rollout(ids, ones, np.zeros(2, np.float32), np.zeros(2, np.int32), "stop", "4")
+    with ray_session():
+        service = RewardService(RewardConfig(functions=functions, max_error_rate=max_error_rate))
+        [scored] = service.score([RolloutGroup(prompt, (rollout,) * 2, step=0, index=0)], step=0)
+        service.metrics()
+        service.close()
+    verdict = scored.verdicts[0]
+    return {"train": [{"score": verdict.score, "parts": dict(verdict.parts), "detail": verdict.detail}]}
+"""
+REWARD = """
+from beside import WORTH
+from rewards.base import Verdict, rowwise
+
+def by_file(completions, answer, **columns):
+    return [Verdict(WORTH * (a in c), detail=__file__) for a, c in zip(answer, completions)]
+
+@rowwise
+async def by_file_async(completions, **columns):
+    import asyncio
+    await asyncio.sleep(0.01)
+    return [Verdict(2 * WORTH, detail=__file__) for _ in completions]
+
+def broken(completions, answer, **columns):
+    return [answer[row]["no such key"] for row in range(len(completions))]
+"""
+PACKAGE = """
+from rewards.base import Verdict
+from plug_submitted.inside import WORTH
+
+def by_package(completions, **columns):
+    return [Verdict(WORTH, detail=__file__) for _ in completions]
+
+async def by_entry_point(completions, **columns):
+    return [Verdict(2 * WORTH, detail=__file__) for _ in completions]
+"""
+
+
+@pytest.fixture
+def grading(project: Path) -> Path:
+    """Rewards in every form that a user has, and a dataset function that grades with them in the job's cluster."""
+    (project / "grade.py").write_text(GRADE)
+    (project / "my_reward.py").write_text(REWARD)
+    (project / "beside.py").write_text("WORTH = 1.0\n")
+    (project / "plug_submitted").mkdir()
+    (project / "plug_submitted" / "__init__.py").write_text("")
+    (project / "plug_submitted" / "inside.py").write_text("WORTH = 10.0\n")
+    (project / "plug_submitted" / "rewards.py").write_text(PACKAGE)
+    info = project / "plug_submitted-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Name: plug-submitted\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        "[rlplatform.rewards]\ndeclared_submitted = plug_submitted.rewards:by_entry_point\n"
+    )
+    (project / "config.yaml").write_text("kind: dataset\nname: rows\nfunction: grade.py:make\n")
+    return project
+
+
+def test_rewards_by_file_package_and_entry_point_grade_on_the_workers(
+    signed_in: str, grading: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    names = ("my_reward.py:by_file", "my_reward.py:by_file_async", "plug_submitted.rewards:by_package")
+    functions = ", ".join(f"'{name}': 1.0" for name in (*names, "declared_submitted"))
+    code = submit(Path("config.yaml"), [f"args.functions={{{functions}}}"], signed_in, working_dir=grading)
+    captured = capfd.readouterr()
+    assert code == 0, captured.out + captured.err
+    row = rows_of(grading)
+    assert row["parts"] == {"by_file": 1.0, "by_file_async": 2.0, "by_package": 10.0, "declared_submitted": 20.0}
+    assert row["score"] == 33.0
+    files = re.findall(r"(/\S+\.py)", str(row["detail"]))
+    assert len(files) == 4
+    assert all(str(grading) not in name and "working_dir_files" in name for name in files)  # what was shipped
+
+
+def test_an_error_on_a_worker_shows_the_users_line_at_the_top(
+    signed_in: str, grading: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["args.functions={'my_reward.py:broken': 1.0}"]
+    assert submit(Path("config.yaml"), arguments, signed_in, working_dir=grading) == 1
+    printed = [line for line in capfd.readouterr().out.splitlines() if line.strip()]
+    line = REWARD.splitlines().index('    return [answer[row]["no such key"] for row in range(len(completions))]') + 1
+    top = "\n".join(printed[:10])
+    assert re.search(rf"my_reward\.py\"?(:|, line ){line}\b", top), "\n".join(printed)
+    assert "string indices must be integers" in "\n".join(printed)
+
+
+def test_a_reward_that_would_not_be_shipped_is_refused_here(project: Path) -> None:
+    (project.parent / "outside.py").write_text("def fn(completions): return [1.0]\n")
+    (project.parent / "elsewhere.yaml").write_text("kind: eval\nreward: {functions: {'outside.py:fn': 1.0}}\n")
+    with pytest.raises(ConfigError, match=r"reward\.functions\.fn: outside\.py would not reach the cluster"):
+        submit(project.parent / "elsewhere.yaml", [], "http://127.0.0.1:9", working_dir=project)
 
 
 def test_what_is_wrong_here_never_reaches_the_head(project: Path) -> None:

@@ -132,6 +132,16 @@ def test_a_score_depends_on_nothing_but_its_own_row(
             torch.testing.assert_close(score_padded(model, *padded(rows, side, pad)), expected, **TOLERANCE)
 
 
+def test_routers_are_counted_in_a_pass_that_scores_nothing(policies: dict[str, Path], rows: list[np.ndarray]) -> None:
+    from model.moe import RouterRecord
+
+    model, router = load_reward_model(str(policies["moe"])), RouterRecord()
+    *packed, scored = pack_rows(rows)
+    with torch.no_grad():
+        assert model(*packed, scored[:0], router=router).shape == (0,)
+    assert router.num_tokens == sum(map(len, rows))
+
+
 def test_padding_with_a_hole_or_without_a_token_is_refused(policies: dict[str, Path], rows: list[np.ndarray]) -> None:
     model = load_reward_model(str(policies["dense"]))
     ids, mask = padded(rows, "right", 0)
@@ -216,6 +226,8 @@ def test_a_policy_is_no_reward_model_and_the_hash_changes_with_the_weights(
     first = weights_hash(str(save(model, tmp_path / "a")))
     assert weights_hash(str(save(model, tmp_path / "b"))) == first
     assert is_reward_model(str(tmp_path / "a"))
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
+        assert (tmp_path / "a" / name).read_bytes() == (policies["dense"] / name).read_bytes(), name
     assert read_settings(str(tmp_path / "a"))["max_tokens"] == 9
     with torch.no_grad():
         model.score.weight[0, 0] += 1e-3

@@ -5,12 +5,16 @@ from __future__ import annotations
 import textwrap
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from rewards.adapters import ADAPTERS
 from rewards.base import CONVENTIONS, ERROR, OK, RewardLoadError, absolute, resolve, signature_of
 from rewards.composition import read_parts
 from rewards.runner import RewardPool
+from rlplatform.config import DataConfig
+from rlplatform.data import normalise, read_rows
 
 VERL = '''
 import re
@@ -26,7 +30,7 @@ def compute_score(data_source, solution_str, ground_truth, extra_info=None, form
 def as_dict(data_source, solution_str, ground_truth, extra_info):
     right = solution_str == ground_truth
     return {"score": 1.0 if right else -1.0, "acc": right, "pred": solution_str, "index": extra_info["index"],
-            "nan": float("nan"), "nothing": None, "source": data_source}
+            "nan": float("nan"), "nothing": extra_info["num_turns"], "source": data_source}
 
 async def slow(data_source, solution_str, ground_truth, extra_info):
     import asyncio
@@ -95,6 +99,28 @@ class TestVerl:
         assert (first.score, first.parts) == (1.0, {"acc": 1.0, "index": 0.0})
         assert (second.score, second.parts) == (-1.0, {"acc": 0.0, "index": 1.0})
         assert second.detail.splitlines() == ["pred: 9", "nan: nan", "source: openai/gsm8k"]
+
+    def test_verls_parquet_from_the_file_to_the_verdict(self, verl_file, tmp_path):
+        """Rows as verl's preprocessing writes them, through ``rlplatform.data``, to what the function is given."""
+        rows = [
+            {
+                "data_source": "openai/gsm8k",
+                "prompt": [{"role": "user", "content": "70 + 2?"}],
+                "ability": "math",
+                "reward_model": {"style": "rule", "ground_truth": "72"},
+                "extra_info": {"index": 7, "split": "train", "interaction": None},
+            },
+        ]
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / "train.parquet")
+        config = DataConfig(path=str(tmp_path / "train.parquet"))
+        [(where, row)] = read_rows(config)
+        prompt, columns = normalise(row, where, config)
+        assert columns["answer"] == "72"
+        with RewardPool({f"verl:{verl_file}:as_dict": 1.0}) as pool:
+            verdicts = pool.score([prompt] * 2, ["72", "73"], {name: [value] * 2 for name, value in columns.items()})
+        assert [v.score for v in verdicts] == [1.0, -1.0]
+        assert verdicts[0].parts == {"as_dict": 1.0, "as_dict/acc": 1.0, "as_dict/index": 7.0}
+        assert "source: openai/gsm8k" in verdicts[0].detail
 
     def test_functions_of_keywords_alone(self, verl_file):
         assert resolve(f"verl:{verl_file}:everything")(completions=["x"], answer=["y"])[0].score == 4.0
@@ -168,7 +194,8 @@ def reward_func(queries, prompts, labels):
 def with_logs(queries, prompts, labels, bonus=0.0):
     rewards = torch.tensor([len(query) + bonus for query in queries])
     lengths = torch.tensor([len(prompt) for prompt in prompts])
-    return {"rewards": rewards, "scores": rewards / 10, "extra_logs": {"prompt": lengths}}
+    logs = {"prompt": lengths, "mean": rewards.mean(), "none": None}
+    return {"rewards": rewards, "scores": rewards / 10, "extra_logs": logs}
 
 def short(queries, prompts, labels):
     return {"rewards": [1.0]}
@@ -191,8 +218,10 @@ class TestOpenRLHF:
         message = [{"role": "user", "content": "hello"}]
         [verdict] = fn(prompts=[message], completions=[[{"role": "assistant", "content": "x"}]], bonus=1.0)
         assert (verdict.score, verdict.parts) == (7.0, {"scores": pytest.approx(0.7), "prompt": 5.0})
-        [verdict] = fn(prompts=[message], completions=["x"], prompt_text=["<user>hello"])
+        logged: dict[str, float] = {}
+        [verdict] = fn(prompts=[message], completions=["x"], prompt_text=["<user>hello"], log_metric=logged.__setitem__)
         assert verdict.score == 12.0
+        assert logged == {"mean": 12.0}
 
     def test_in_a_pool(self, openrlhf_file):
         name = f"openrlhf:{openrlhf_file}:"

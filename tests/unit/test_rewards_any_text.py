@@ -16,8 +16,11 @@ COLUMNS = {
     "length_target": 10,
     "choices": ["one", "two"],
     "tools": [{"name": "f", "parameters": {"type": "object", "properties": {"x": {"type": "integer"}}}}],
+    "instruction_id_list": ["punctuation:no_comma", "keywords:existence"],
+    "kwargs": [{}, {"keywords": ["B"]}],
+    "schema": {"type": "object", "properties": {"name": {"type": "string"}}},
 }
-NAMES = ["exact", "multiple_choice", "f1", "rouge_l", "length", "repetition", "grounded_qa", "language"]
+NAMES = ["exact", "multiple_choice", "f1", "rouge_l", "length", "repetition", "grounded_qa", "language", "instruction"]
 CALLS = [{"name": "f", "arguments": {"x": 1}}]
 PIECES = [
     "<think>",
@@ -36,11 +39,14 @@ PIECES = [
 PIECES += ["I don't know", "車", "ж", "\n", " ", "$", "%", "1", ",", "```", '"name"', "\x00", "\ud83d"]
 
 
-@pytest.mark.parametrize("name", [*NAMES, "format", "tool_calls"])
+ANSWERS = {"tool_calls": CALLS, "json_schema": '{"name": "B"}'}  # where a text is no answer
+
+
+@pytest.mark.parametrize("name", [*NAMES, "format", *ANSWERS])
 @given(text=st.one_of(st.text(max_size=60), st.lists(st.sampled_from(PIECES), max_size=12).map("".join)))
 @settings(max_examples=60, deadline=None)
 def test_any_text_gets_an_ok_verdict_in_range(name, text):
-    columns = {key: [value] for key, value in COLUMNS.items()} | ({"answer": [CALLS]} if name == "tool_calls" else {})
+    columns = {key: [value] for key, value in COLUMNS.items()} | {"answer": [ANSWERS.get(name, COLUMNS["answer"])]}
     for prompt in ("x", "x<think>"):
         result = resolve(name)(prompts=[prompt], completions=[text], **columns)
         [verdict] = to_verdicts(name, result, 1)

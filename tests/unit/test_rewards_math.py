@@ -427,6 +427,14 @@ HOSTILE = [
 ]
 
 
+def test_a_comparison_that_never_ends_inside_sympy_is_no_error():
+    """sympy calls itself until Python stops it; the answer is another value all the same."""
+    scaled = r"2\begin{pmatrix}1&0\\0&1\end{pmatrix}"
+    for gold, pred in [("2^{1/3}", scaled), (scaled, "2^{1/3}")]:
+        verdict = grade(gold=gold, completion=rf"\boxed{{{pred}}}")
+        assert (verdict.status, verdict.score) == (OK, 0.0)
+
+
 def test_hostile_answers_time_out_alone():
     """512 rows: the hostile ones are timeouts, every other row has its verdict, the pool is whole again."""
     completions = [rf"<think>a</think>\boxed{{{row % 10}}}" for row in range(512)]

@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewards.base import OK, UNPARSEABLE
-from rewards.shape import length_reward, length_score, new_share, repetition_reward
+from rewards.base import OK, UNPARSEABLE, RewardLoadError, Verdict
+from rewards.composition import compose, read_parts
+from rewards.runner import RewardPool
+from rewards.shape import group_length_reward, length_reward, length_score, new_share, repetition_reward
 
 # (words, target, score): too long 1 - (x/l - 1)/3, too short 1 - (l/x - 1)/2
 LENGTHS = [
@@ -123,3 +125,56 @@ def test_thoughts_repeat_too():
 def test_repetition_is_a_share(text):
     assert 0.0 < new_share(text) <= 1.0
     assert new_share(text + " x y z " * 100) < 0.5
+
+
+# 0.5 - (length - min) / (max - min)
+GROUP_LENGTHS = [
+    ([10, 20, 30], [0.5, 0.0, -0.5]),
+    ([10, 15, 30], [0.5, 0.25, -0.5]),
+    ([1000, 0], [-0.5, 0.5]),  # an empty completion is the shortest: gate it with correctness
+    ([7, 7, 7], [0, 0, 0]),
+    ([7], [0]),
+    ([0, 0], [0, 0]),
+    ([5, 5, 6], [0.5, 0.5, -0.5]),
+    ([1, 1, 1, 100_000], [0.5, 0.5, 0.5, -0.5]),  # one runaway decides what is short
+]
+
+
+@pytest.mark.parametrize(("lengths", "expected"), GROUP_LENGTHS)
+def test_group_length(lengths, expected):
+    by_tokens = group_length_reward(["x"] * len(lengths), [[0] * n for n in lengths])
+    assert [v.score for v in by_tokens] == pytest.approx(expected)
+    by_words = group_length_reward(["word " * n for n in lengths], unit="words")
+    by_characters = group_length_reward([" y\n" * n for n in lengths], unit="characters")
+    assert [v.score for v in by_words] == [v.score for v in by_characters] == [v.score for v in by_tokens]
+
+
+@given(st.lists(st.integers(0, 500), min_size=1, max_size=16), st.data())
+def test_kimis_length_reward_is_a_composition(lengths, data):
+    """Of right answers 0.5 - (length - min) / (max - min), of wrong ones at most 0 (arXiv 2501.12599)."""
+    right = data.draw(st.lists(st.booleans(), min_size=len(lengths), max_size=len(lengths)))
+    parts = read_parts(
+        {
+            "math": 0.0,
+            "too_long": {"function": "group_length", "clip": [-0.5, 0]},
+            "short": {"function": "group_length", "clip": [0, 0.5], "needs": "math"},
+        }
+    )
+    said = group_length_reward(["x"] * len(lengths), [[0] * n for n in lengths])
+    for length, is_right, verdict in zip(lengths, right, said, strict=True):
+        whole = compose({"math": Verdict(float(is_right)), "too_long": verdict, "short": verdict}, parts)
+        spread = max(lengths) - min(lengths)
+        score = 0.5 - (length - min(lengths)) / spread if spread else 0.0
+        assert whole.score == pytest.approx(score if is_right else min(0.0, score))
+
+
+def test_group_length_in_a_pool():
+    with RewardPool({"group_length": {"args": {"unit": "words"}}}) as pool:
+        found = pool.score(["p"] * 4, ["a b", "a", "a b c", "a b c d"], groups=[0, 1, 0, 1])
+        assert [v.score for v in found] == [0.5, 0.5, -0.5, -0.5]
+        with pytest.raises(RewardLoadError, match="compares the completions of one prompt"):
+            pool.score(["p"], ["a"])
+    with pytest.raises(ValueError, match="needs completion_ids"):
+        group_length_reward(["a"])
+    with pytest.raises(ValueError, match="unit: expected one of"):
+        group_length_reward(["a"], unit="bytes")

@@ -1,0 +1,165 @@
+"""Functions that would make a score wrong without anybody noticing, and what they get instead."""
+
+from __future__ import annotations
+
+import pytest
+
+from rewards.base import ERROR, OK, TIMEOUT
+from rewards.runner import RewardPool
+
+FUNCTIONS = '''
+import os, time
+import numpy as np
+from rewards.base import Verdict, groupwise, rowwise
+
+def spin_if(text):
+    if text == "slow":
+        end = time.monotonic() + 30
+        while time.monotonic() < end: pass
+    return 1.0
+
+def swallows(completions, **columns):
+    """Takes every exception for a wrong answer, its own deadline too."""
+    scores = []
+    for text in completions:
+        try:
+            scores.append(spin_if(text))
+        except:
+            scores.append(0.0)
+    return scores
+
+@rowwise
+def swallows_by_row(completions, **columns): return swallows(completions)
+
+@groupwise
+def swallows_by_group(completions, **columns): return swallows(completions)
+
+@rowwise
+async def swallows_async(completions, **columns): return swallows(completions)
+
+@rowwise
+def renames(completions, **columns):
+    try:
+        return [spin_if(completions[0])]
+    except BaseException as error:
+        raise ValueError("no answer") from error
+
+@rowwise
+async def renames_async(completions, **columns): return renames(completions)
+
+class Mute:
+    def __repr__(self): return 5
+
+UNTELLABLE = {
+    "huge": lambda: 10**400,
+    "parts": lambda: Verdict(1.0, parts={"a": "much"}),
+    "detail": lambda: Verdict(1.0, detail=None),
+    "mute": Mute,
+}
+
+def answers(completions, **columns):
+    return [UNTELLABLE[text]() if text in UNTELLABLE else 1.0 for text in completions]
+
+@rowwise
+async def answers_async(completions, **columns): return answers(completions)
+
+def logs(completions, log_extra, **columns):
+    loop = []
+    loop.append(loop)
+    values = {"int": np.int64(3), "half": np.float32(0.5), "list": np.arange(2), "pair": {(1, 2): {3}}, "loop": loop}
+    log_extra("seen", [values[text] for text in completions])
+    return [1.0] * len(completions)
+
+def forks(completions, **columns):
+    if os.fork() == 0:
+        return [0.0] * len(completions)   # the child forgets to exit
+    os.wait()
+    return [1.0] * len(completions)
+
+def changes_what_it_is_given(prompts, completions, tests, **columns):
+    scores = []
+    for prompt, completion, test in zip(prompts, completions, tests):
+        prompt += completion
+        scores.append(len(prompt) + 10.0 * test.pop("weight", 0))
+    return scores
+
+@rowwise
+def changes_by_row(**columns): return changes_what_it_is_given(**columns)
+'''
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    path = tmp_path_factory.mktemp("functions") / "misbehaved.py"
+    path.write_text(FUNCTIONS)
+    return path
+
+
+@pytest.fixture
+def pool(path):
+    pools = []
+
+    def make(name, **settings):
+        pools.append(RewardPool({f"{path}:{name}": 1.0}, **{"timeout_s": 1.0, **settings}))
+        return pools[-1]
+
+    yield make
+    for pool in pools:
+        pool.close()
+
+
+def statuses(verdicts):
+    return [verdict.status for verdict in verdicts]
+
+
+@pytest.mark.parametrize("name", ["swallows", "swallows_by_row", "swallows_async", "renames", "renames_async"])
+def test_a_deadline_that_the_function_takes_for_its_own_exception_is_a_timeout(pool, name):
+    verdicts = pool(name).score(["q"] * 3, ["fast", "slow", "fast"])
+    assert statuses(verdicts) == [OK, TIMEOUT, OK], verdicts
+    assert [v.score for v in verdicts] == [1.0, 0.0, 1.0]
+    assert "past its deadline" in verdicts[1].detail
+
+
+def test_a_group_that_swallows_its_deadline_is_a_timeout(pool):
+    verdicts = pool("swallows_by_group").score(["q"] * 4, ["fast", "slow", "fast", "fast"], groups=[0, 0, 1, 1])
+    assert statuses(verdicts) == [TIMEOUT, TIMEOUT, OK, OK]
+
+
+@pytest.mark.parametrize("name", ["answers", "answers_async"])
+@pytest.mark.parametrize(
+    ("text", "words"), [("huge", "OverflowError"), ("parts", "much"), ("detail", "TypeError"), ("mute", "__repr__")]
+)
+def test_a_value_that_cannot_be_told_is_an_error_of_its_row(pool, name, text, words):
+    grader = pool(name, timeout_s=20.0)
+    scored = grader.score_detailed(["q"] * 3, ["fine", text, "fine"])
+    assert statuses(scored.verdicts) == [OK, ERROR, OK]
+    assert words in scored.verdicts[1].detail
+    assert name in scored.verdicts[1].detail
+    assert words in scored.tracebacks[name]
+    assert grader.num_restarts == 0
+
+
+def test_extras_arrive_as_numbers_and_lists(pool):
+    scored = pool("logs").score_detailed(["q"] * 4, ["int", "half", "list", "pair"])
+    assert statuses(scored.verdicts) == [OK] * 4
+    assert scored.extras["seen"] == [3, 0.5, [0, 1], {"(1, 2)": [3]}]
+
+
+def test_an_extra_without_an_end_is_an_error(pool):
+    verdicts = pool("logs").score(["q"] * 2, ["int", "loop"])
+    assert statuses(verdicts) == [OK, ERROR]
+
+
+def test_a_fork_that_comes_back_says_nothing(pool):
+    grader = pool("forks")
+    for _ in range(3):
+        assert [(v.score, v.status) for v in grader.score(["q"] * 2, ["a", "b"])] == [(1.0, OK)] * 2
+
+
+@pytest.mark.parametrize("name", ["changes_what_it_is_given", "changes_by_row"])
+def test_rows_share_nothing_that_a_function_may_change(pool, name):
+    """All rollouts of a group come with one prompt object and one object a column."""
+    prompt, test = [{"role": "user", "content": "q"}], {"weight": 1}
+    verdicts = pool(name).score([prompt] * 12, ["a"] * 12, {"tests": [test] * 12})
+    assert [(v.score, v.status) for v in verdicts] == [(12.0, OK)] * 12, verdicts
+    assert (len(prompt), test) == (1, {"weight": 1})
