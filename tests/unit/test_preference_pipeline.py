@@ -10,7 +10,7 @@ import pytest
 
 from rlplatform.config import ConfigError, PreferenceConfig, RecipeConfig, RLConfig
 from rlplatform.configfile import derived, inputs, load_values, placement, stages
-from rlplatform.pipeline import resolve_inputs, stage_key
+from rlplatform.plan import resolve_inputs, stage_key
 from rlplatform.smoke import shorten
 
 REWARD = {"proxy": {"function": "preference", "args": {"model": "stage:rm", "others": [{"path": "stage:old/model"}]}}}
