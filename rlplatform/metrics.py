@@ -256,7 +256,11 @@ REGISTRY: tuple[Metric, ...] = (
     ),
     Metric("eval/greedy_accuracy", "share", "mean", "held-out problems", "one greedy sample a problem"),
     Metric(
-        "eval/part/{part}", "share", "mean", "held-out problems x samples", "one reward function on held-out problems"
+        "eval/part/{part}",
+        "share",
+        "mean",
+        "held-out problems it applies to x samples",
+        "one reward function, held out",
     ),
     Metric("eval/length_mean", "tokens", "mean", "held-out problems x samples", "completion length"),
     Metric("eval/truncated_share", "share", "mean", "held-out problems x samples", "cut by max_new_tokens"),

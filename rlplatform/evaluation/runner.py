@@ -2,7 +2,8 @@
 
 Accuracy is pass@1 sampled at the given temperature, averaged over samples and problems; its interval is over problems.
 Seeds depend on the run seed and the problem alone, so two evaluations of one model are identical and two models meet
-the same randomness. A verdict that is not ok counts as wrong and is counted in ``eval/not_ok``.
+the same randomness. A verdict that is not ok counts as wrong and is counted in ``eval/not_ok``. The mean of a reward
+part is over the problems it applies to: with parts routed by task it is that task's own.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from rewards.base import NOT_APPLICABLE
 from rlplatform.metrics import pass_at_k
 from rlplatform.seeds import request_seed
 from rlplatform.types import (
@@ -51,11 +53,11 @@ def evaluate(
     ``metric`` names the reward part that counts as right when it is at least 1; its mean is the accuracy.
     """
     sampled = _ask(prompts, generate, score, sampling, num_samples, seed)
-    metrics = _reduce(sampled, metric=metric, num_samples=num_samples)
+    metrics = reduce(sampled, metric=metric, num_samples=num_samples)
     firsts: list[ScoredGroup] = []
     if greedy:
         firsts = _ask(prompts, generate, score, replace(sampling, temperature=0.0), 1, seed)
-        metrics["eval/greedy_accuracy"] = float(np.mean([_scores(group, metric, 1).mean() for group in firsts]))
+        metrics["eval/greedy_accuracy"] = float(np.mean([scores(group, metric, 1).mean() for group in firsts]))
     return Evaluation(metrics, tuple(sampled), tuple(firsts))
 
 
@@ -77,7 +79,7 @@ def _ask(
     return sorted(scored, key=lambda group: group.group.index)
 
 
-def _scores(group: ScoredGroup, metric: str, num_samples: int) -> np.ndarray:
+def scores(group: ScoredGroup, metric: str, num_samples: int) -> np.ndarray:
     """The metric's score of each sample; rejected rollouts and verdicts that are not ok count as 0."""
     scores = np.zeros(num_samples)
     for place, verdict in enumerate(group.verdicts[:num_samples]):
@@ -85,16 +87,32 @@ def _scores(group: ScoredGroup, metric: str, num_samples: int) -> np.ndarray:
     return scores
 
 
-def _reduce(groups: Sequence[ScoredGroup], *, metric: str, num_samples: int) -> Metrics:
-    table = np.stack([_scores(group, metric, num_samples) for group in groups])  # [problems, samples]
+def applies(part: str, group: ScoredGroup) -> bool:
+    """Does a reward part speak of this problem?
+
+    It does where it has a score of one of the samples. A problem none of whose samples could be graded has no scores at
+    all and counts against every part, unless every function said that it has nothing to say about it.
+    """
+    if any(verdict.parts for verdict in group.verdicts):
+        return any(part in verdict.parts for verdict in group.verdicts)
+    return not group.verdicts or any(verdict.status != NOT_APPLICABLE for verdict in group.verdicts)
+
+
+def interval95(means: np.ndarray) -> float:
+    """Half the normal 95 % interval of the mean of problems' means, float [problems]; 0 for a single problem."""
+    return 1.96 * float(means.std(ddof=1) / np.sqrt(len(means))) if len(means) > 1 else 0.0
+
+
+def reduce(groups: Sequence[ScoredGroup], *, metric: str, num_samples: int) -> Metrics:
+    """Accuracy with its interval, pass@k, means of the parts, lengths and verdicts that are not ok."""
+    table = np.stack([scores(group, metric, num_samples) for group in groups])  # [problems, samples]
     means = table.mean(axis=1)
     correct = (table >= 1.0 - 1e-6).sum(axis=1)
-    error = means.std(ddof=1) / np.sqrt(len(means)) if len(means) > 1 else 0.0
     rollouts = [rollout for group in groups for rollout in group.group.rollouts]
     verdicts = [verdict for group in groups for verdict in group.verdicts]
     metrics: Metrics = {
         "eval/accuracy": float(means.mean()),
-        "eval/accuracy_ci95": float(1.96 * error),
+        "eval/accuracy_ci95": interval95(means),
         "eval/not_ok": float(sum(not verdict.ok for verdict in verdicts)),
         "eval/length_mean": float(np.mean([len(rollout) for rollout in rollouts])) if rollouts else 0.0,
         "eval/truncated_share": float(np.mean([r.finish == FINISH_LENGTH for r in rollouts])) if rollouts else 0.0,
@@ -104,5 +122,6 @@ def _reduce(groups: Sequence[ScoredGroup], *, metric: str, num_samples: int) -> 
         k = min(2 * k, num_samples)
         metrics[f"eval/pass_at_{k}"] = float(np.mean([pass_at_k(num_samples, int(c), k) for c in correct]))
     for part in sorted({name for verdict in verdicts for name in verdict.parts}):
-        metrics[f"eval/part/{part}"] = float(np.mean([_scores(g, part, num_samples).mean() for g in groups]))
+        own = [scores(group, part, num_samples).mean() for group in groups if applies(part, group)]
+        metrics[f"eval/part/{part}"] = float(np.mean(own))
     return metrics

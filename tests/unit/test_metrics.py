@@ -103,3 +103,27 @@ def test_evaluation_counts_not_ok_as_wrong_and_repeats_its_seeds() -> None:
     assert found["eval/not_ok"] == 1
     evaluate(prompts, generate=generate, score=score, **options)  # type: ignore[arg-type]
     assert seeds[0] == seeds[2]
+
+
+def test_the_mean_of_a_routed_part_is_over_its_own_problems() -> None:
+    """Four problems: a is graded by math alone (1 of 2, then a timeout), b by code, c by nobody, d timed out whole."""
+    said = {
+        "a": [Verdict(1.0, parts={"math": 1.0}), Verdict(0.0, "timeout", parts={})],
+        "b": [Verdict(1.0, parts={"code": 1.0, "code/passed": 1.0}), Verdict(0.5, parts={"code": 0.5})],
+        "c": [Verdict(0.0, "not_applicable")] * 2,
+        "d": [Verdict(0.0, "timeout")] * 2,
+    }
+    prompts = [Prompt(name, (), np.array([1], dtype=np.int32), "p") for name in said]
+
+    def generate(requests: list[GenerationRequest], sampling: SamplingParams) -> list[RolloutGroup]:
+        return [RolloutGroup(r.prompt, (rollout(2), rollout(2)), 0, r.index) for r in requests]
+
+    def score(groups: list[RolloutGroup]) -> list[ScoredGroup]:
+        return [ScoredGroup(group, tuple(said[group.prompt.prompt_id])) for group in groups]
+
+    options = {"sampling": SamplingParams(), "num_samples": 2, "metric": "math", "seed": 1, "greedy": False}
+    found = evaluate(prompts, generate=generate, score=score, **options).metrics  # type: ignore[arg-type]
+    assert found["eval/part/math"] == pytest.approx((0.5 + 0) / 2)  # of a and d
+    assert found["eval/part/code"] == pytest.approx((0.75 + 0) / 2)  # of b and d
+    assert found["eval/part/code/passed"] == pytest.approx((0.5 + 0) / 2)
+    assert found["eval/not_ok"] == 5
