@@ -28,6 +28,7 @@ class Metric:
 
 
 ALL, USED, TOKENS = "all rollouts of the step", "rows trained on", "tokens with loss_mask 1"
+EPISODES = "rollouts that an environment took part in"
 PAIRS, HELD_OUT_PAIRS = "pairs of the step", "held-out pairs"
 ROUTED = "tokens of rows trained on, prompts included; mean over optimiser steps"
 
@@ -99,6 +100,15 @@ REGISTRY: tuple[Metric, ...] = (
         ALL,
         "left out because the policy sampled no token of them, or the engine aborted them",
     ),
+    Metric("episode/turns_mean", "turns", "mean", EPISODES, "assistant turns that were finished"),
+    Metric("episode/tool_calls_mean", "calls", "mean", EPISODES, "results of tools that the environment gave"),
+    Metric(
+        "episode/limit_share",
+        "share",
+        "mean",
+        EPISODES,
+        "ended by a limit of turns or tokens instead of the environment; success is reward/part/environment",
+    ),
     Metric("lag/mean", "versions", "mean over tokens", ALL, "how many publishes ago a token was sampled"),
     Metric("lag/max", "versions", "max over tokens", ALL, "never above max_lag"),
     Metric("loss/total", "nats", "sum / global denominator", TOKENS, "what was minimised"),
@@ -116,6 +126,9 @@ REGISTRY: tuple[Metric, ...] = (
         "mean",
         TOKENS,
         "of the policy's next-token distribution; falling to 0 is collapse",
+    ),
+    Metric(
+        "policy/entropy_coef", "", "as used", "the update", "of the entropy bonus, with algorithm.entropy_target only"
     ),
     Metric("policy/kl_ref", "nats a token", "mean", TOKENS, "k3 estimate of KL(policy || reference)"),
     Metric(
@@ -359,7 +372,7 @@ def rollout_metrics(scored: Sequence[ScoredGroup], kept: Sequence[ScoredGroup], 
     if used:
         metrics["reward/trained_mean"] = float(np.mean(used))
     if rollouts:
-        metrics |= _length_metrics(rollouts)
+        metrics |= _length_metrics(rollouts) | _episode_metrics(rollouts)
         metrics["rollout/duplicate_share"] = float(
             np.mean([_duplicates(g.group.rollouts) for g in scored if g.verdicts])
         )
@@ -380,6 +393,17 @@ def _length_metrics(rollouts: Sequence[Rollout]) -> Metrics:
     if ended.any():
         metrics["rollout/terminated_length_mean"] = float(lengths[ended].mean())
     return metrics
+
+
+def _episode_metrics(rollouts: Sequence[Rollout]) -> Metrics:
+    episodes = [rollout.episode for rollout in rollouts if rollout.episode is not None]
+    if not episodes:
+        return {}
+    return {
+        "episode/turns_mean": float(np.mean([episode.num_turns for episode in episodes])),
+        "episode/tool_calls_mean": float(np.mean([episode.num_tool_calls for episode in episodes])),
+        "episode/limit_share": float(np.mean([bool(episode.ended_by) for episode in episodes])),
+    }
 
 
 def _duplicates(rollouts: Sequence[Rollout]) -> float:
