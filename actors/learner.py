@@ -34,7 +34,8 @@ from actors.training_process import process_environment
 from model.hf import load_policy
 from model.lora import check_targets
 from rlplatform import batching, losses, sharding
-from rlplatform.config import ConfigError, RLConfig
+from rlplatform.config import AlgorithmConfig, ConfigError, RLConfig
+from rlplatform.entropy import EntropyController
 from rlplatform.roles import RunStopped
 from rlplatform.types import Metrics, RolloutBatch, TrainBatch
 
@@ -79,6 +80,7 @@ class LearnerGroup:
         self._teacher: Teacher | None = None
         self._dump_dir = Path(dump_dir) if dump_dir else None
         self._version = 0
+        self._entropy = _entropy_controller(config.algorithm)
         self._failure = ""
         learner = config.learner
         use_gpu = learner.gpus_per_worker > 0
@@ -112,8 +114,14 @@ class LearnerGroup:
                 f"got {config.learner.num_workers}"
             )
         self.config, self._version = config, 0
+        self._entropy = _entropy_controller(config.algorithm)
         timeout_s = config.learner.start_timeout_s
         self._on_all(LearnerWorker.start, config, model_path, *self._address, timeout_s=timeout_s)
+
+    @property
+    def entropy_coef(self) -> float:
+        """Of the entropy bonus in the next update: the controller's, where ``algorithm.entropy_target`` is set."""
+        return self._entropy.alpha if self._entropy is not None else self.config.algorithm.entropy_coef
 
     @property
     def version(self) -> int:
@@ -180,6 +188,10 @@ class LearnerGroup:
             raise RunStopped(f"update {self._version}: {reports[0].stopped}")
         self._version += 1
         metrics = _metrics(rows, reports, num_steps=len(plans), seconds=time.perf_counter() - began)
+        if self._entropy is not None:
+            metrics["policy/entropy_coef"] = self._entropy.alpha  # what this update used
+            if math.isfinite(metrics["policy/entropy"]):  # else the step was skipped, and the coefficient stays
+                self._entropy.update(max(metrics["policy/entropy"], 0.0))
         return metrics | (self._teacher.metrics() if self._teacher is not None else {})
 
     def publish(self) -> Metrics:
@@ -193,9 +205,12 @@ class LearnerGroup:
         return self._on_all(LearnerWorker.gather_weights)[0][0]
 
     def save(self, path: str) -> None:
-        """Model, optimiser, schedule, version and random state into an existing folder."""
+        """Model, optimiser, schedule, version, entropy coefficient and random state into an existing folder."""
         self._on_all(LearnerWorker.save, path)
-        (Path(path) / STATE_FILE).write_text(json.dumps({"version": self._version}))
+        state: dict[str, Any] = {"version": self._version}
+        if self._entropy is not None:
+            state["entropy"] = self._entropy.state_dict()
+        (Path(path) / STATE_FILE).write_text(json.dumps(state))
 
     def load(self, path: str) -> None:
         """Continue from ``save``.
@@ -208,8 +223,14 @@ class LearnerGroup:
         read_checkpoint(
             path, world_size=learner.num_workers, zero_stage=stage
         )  # refused here, the ranks stay in service
+        state = json.loads((Path(path) / STATE_FILE).read_text())
+        if self._entropy is not None and "entropy" in state:  # a checkpoint without: the control begins here
+            try:
+                self._entropy.load_state_dict(state["entropy"])
+            except ValueError as error:
+                raise RunStopped(f"{path}: algorithm.entropy_target, entropy_delta: {error}") from error
         self._on_all(LearnerWorker.load, path)
-        self._version = int(json.loads((Path(path) / STATE_FILE).read_text())["version"])
+        self._version = int(state["version"])
 
     def export(self, path: str) -> None:
         """Write a Hugging Face folder that transformers and vLLM load: weights, config, tokenizer, chat template."""
@@ -253,7 +274,7 @@ class LearnerGroup:
             )
             if denominator > 0:
                 num_tokens = int(np.diff(batch.cu_seqlens)[row_ids].sum())
-                plans.append(StepPlan(self._split(batch, row_ids), denominator, num_tokens))
+                plans.append(StepPlan(self._split(batch, row_ids), denominator, num_tokens, self.entropy_coef))
         if not plans:
             raise ValueError(
                 f"update: none of {batch.num_rows} rows has a token with loss_mask True; drop such batches"
@@ -322,6 +343,15 @@ class LearnerGroup:
         arrays |= {n: a for n in ("old_logprobs", "ref_logprobs") if (a := getattr(batch, n)) is not None}
         np.savez_compressed(path, **arrays)
         log.warning("update %d: a gradient was not finite; the batch is in %s", self._version, path)
+
+
+def _entropy_controller(algorithm: AlgorithmConfig) -> EntropyController | None:
+    """One update of it a step of the loop, whose mean entropy it is told, and not one an optimiser step."""
+    if not algorithm.entropy_target:
+        return None
+    return EntropyController(
+        target=algorithm.entropy_target, delta=algorithm.entropy_delta, initial_coef=algorithm.entropy_coef
+    )
 
 
 def _check(config: RLConfig, model_path: str) -> None:

@@ -43,6 +43,7 @@ class StepPlan:
     ]  # [rank][micro-batch] -> rows of the batch; [] is a pass without loss
     denominator: float  # of losses.reduce, over all ranks
     num_tokens: int  # of all rows, prompts included: what the routers' losses divide by
+    entropy_coef: float = 0.0  # of the entropy bonus in this step
 
 
 @dataclass(frozen=True)
@@ -204,6 +205,8 @@ def policy_loss(
     micro_batch: MicroBatch,
     config: AlgorithmConfig,
     denominator: float,
+    *,
+    entropy_coef: float | None = None,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """This micro-batch's share of the optimiser step's loss, and sums for the metrics.
 
@@ -213,6 +216,7 @@ def policy_loss(
         logprobs: float32 [N] of the loss tokens, with gradient.
         entropy: float32 [N].
         denominator: of the whole optimiser step.
+        entropy_coef: of the bonus; None: ``config.entropy_coef``.
     """
     mask = torch.ones_like(logprobs, dtype=torch.bool)
     old = logprobs.detach() if micro_batch.old_logprobs is None else micro_batch.old_logprobs
@@ -250,8 +254,9 @@ def policy_loss(
             kl = reduce(losses.kl_estimate(logprobs, micro_batch.ref_logprobs, mask, config.kl_estimator))
             loss = loss + config.kl_coef * kl
             sums["kl_loss"] = kl.detach()
-    if config.entropy_coef:
-        loss = loss - config.entropy_coef * reduce(entropy)
+    coef = config.entropy_coef if entropy_coef is None else entropy_coef
+    if coef:
+        loss = loss - coef * reduce(entropy)
     sums["loss"] = loss.detach()
     return loss, sums
 
@@ -356,7 +361,7 @@ class LearnerWorker(FleetActor):
             for i, row_ids in enumerate(micro_batches):
                 micro_batch = MicroBatch.of(batch, row_ids, self.engine.device)
                 record = None if router is None else RouterRecord()
-                loss, sums = self._loss(micro_batch, record, plan.denominator)
+                loss, sums = self._loss(micro_batch, record, plan)
                 if router is not None:
                     loss = loss + router.loss(record if row_ids else None)
                     sums["loss"] = loss.detach()
@@ -385,7 +390,7 @@ class LearnerWorker(FleetActor):
         )
 
     def _loss(
-        self, micro_batch: MicroBatch, record: RouterRecord | None, denominator: float
+        self, micro_batch: MicroBatch, record: RouterRecord | None, plan: StepPlan
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         algorithm = self.config.algorithm
         if algorithm.loss == "distillation":
@@ -396,11 +401,11 @@ class LearnerWorker(FleetActor):
                 router=record,
                 of_logits=of_logits,
             )
-            return distillation_loss(values, micro_batch, algorithm, denominator)
+            return distillation_loss(values, micro_batch, algorithm, plan.denominator)
         logprobs, entropy = self.engine(
             *micro_batch.forward_arguments, **self._arguments, with_entropy=True, router=record
         )
-        return policy_loss(logprobs, entropy, micro_batch, algorithm, denominator)
+        return policy_loss(logprobs, entropy, micro_batch, algorithm, plan.denominator, entropy_coef=plan.entropy_coef)
 
     def _router_step(self, batch: TrainBatch, plan: StepPlan) -> RouterStep | None:
         """The routers' losses of one optimiser step, its tokens counted by expert where that must come first."""

@@ -8,7 +8,7 @@ a property. ``configfile.py`` reads, prints and saves these.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from model.init import build_config
 from model.long_context import RopeOverride
@@ -16,6 +16,9 @@ from rewards.base import RewardLoadError
 from rewards.composition import Part, read_parts
 from rlplatform.budget import STOP_TEXT
 from rlplatform.reads import TrackedReads
+
+if TYPE_CHECKING:
+    from rlplatform.stages.fusion import FusionShares
 
 
 class ConfigError(ValueError):
@@ -73,8 +76,11 @@ class DataConfig(TrackedReads):
     max_prompt_tokens: int = 512  # longer prompts are dropped and reported with their ids
     limit: int = 0  # use the first N rows; 0 = all
     shuffle: bool = True  # a new seeded order every epoch
+    curriculum: str = ""  # column with each prompt's pass rate: RL asks the easy ones first; "" = no order
+    curriculum_buckets: int = 4  # of equal size by pass rate, each for an equal part of num_steps
 
     def __post_init__(self) -> None:
+        _require(self.curriculum_buckets >= 1, f"data.curriculum_buckets: expected >= 1, got {self.curriculum_buckets}")
         _require(self.max_prompt_tokens > 0, f"data.max_prompt_tokens: expected > 0, got {self.max_prompt_tokens}")
         _require(self.limit >= 0, f"data.limit: expected >= 0 (0 = all rows), got {self.limit}")
 
@@ -179,7 +185,9 @@ class AlgorithmConfig(TrackedReads):
         "k3"  # k1 only with kl_in=reward: in the loss its expected gradient ignores the reference
     )
     kl_in: Literal["loss", "reward"] = "loss"  # one of the two, never both
-    entropy_coef: float = 0.0  # entropy bonus
+    entropy_coef: float = 0.0  # entropy bonus; with entropy_target the coefficient of the first step
+    entropy_target: float = 0.0  # nats a token: the coefficient follows the entropy (rlplatform/entropy.py); 0 = off
+    entropy_delta: float = 0.005  # what a step adds to the coefficient below the target, or takes away above it
     importance_cap: float = 2.0  # truncated importance correction for sampler/learner mismatch; 0 = off
     overlong_buffer: int = 0  # DAPO's overlong shaping: linear penalty over the last N tokens before max_new_tokens
     overlong_penalty: float = 1.0  # what the last token of the buffer costs
@@ -239,6 +247,15 @@ class LoraConfig(TrackedReads):
     rank: int = 0  # rows of A; 0 = off: every weight is trained
     alpha: float = 16.0  # strength: B A counts alpha / rank
     dropout: float = 0.0  # on the adapters' input, while training; SFT only
+        _require(
+            self.entropy_target >= 0 and self.entropy_delta > 0,
+            f"algorithm.entropy_target, entropy_delta: expected >= 0 (0 = off) and > 0, got {self.entropy_target} and "
+            f"{self.entropy_delta}",
+        )
+        _require(
+            not self.entropy_target or self.entropy_coef >= 0,
+            f"algorithm.entropy_coef: expected >= 0 with entropy_target, got {self.entropy_coef}",
+        )
     targets: tuple[str, ...] = ()  # linear layers, e.g. [q_proj, v_proj]; [] = all of attention and dense MLPs
 
     def __post_init__(self) -> None:
@@ -400,10 +417,16 @@ class RLConfig(TrackedReads):
         )
         _require(
             not (
-                distills and (self.algorithm.kl_coef or self.algorithm.dynamic_sampling or self.algorithm.entropy_coef)
+                distills
+                and (
+                    self.algorithm.kl_coef
+                    or self.algorithm.dynamic_sampling
+                    or self.algorithm.entropy_coef
+                    or self.algorithm.entropy_target
+                )
             ),
-            "algorithm: expected kl_coef=0, entropy_coef=0 and dynamic_sampling=false with loss=distillation, which "
-            "knows no reference and reads no reward",
+            "algorithm: expected kl_coef=0, entropy_coef=0, entropy_target=0 and dynamic_sampling=false with "
+            "loss=distillation, which knows no reference and reads no reward",
         )
         rows = self.prompts_per_step * self.group_size
         _require(
@@ -461,6 +484,11 @@ class SFTConfig(TrackedReads):
     kind: Literal["sft"] = "sft"  # which kind of run this file is
     name: str = "sft"  # shown in progress and reports
     seed: int = 0  # every random draw of the run derives from it
+        _require(
+            not (self.data.curriculum and self.algorithm.dynamic_sampling),
+            "data.curriculum with algorithm.dynamic_sampling: a step's prompts follow from its number, refills have "
+            "none; set dynamic_sampling=false",
+        )
     run_dir: str = "runs/${name}"  # where everything the run leaves behind lies
     num_steps: int = 100  # optimiser steps
     tokens_per_step: int = 8192  # packed tokens of one optimiser step, all ranks together
@@ -599,7 +627,18 @@ class RecipeConfig(TrackedReads):
         _require(bool(self.stages), "stages: expected at least one")
 
 
-RunConfig = RLConfig | SFTConfig | PreferenceConfig | EvalConfig | DatasetConfig | InitModelConfig | RecipeConfig
+RunConfig = (
+    RLConfig
+    | SFTConfig
+    | PreferenceConfig
+    | EvalConfig
+    | DatasetConfig
+    | InitModelConfig
+    | SampleConfig
+    | FilterConfig
+    | FusionConfig
+    | RecipeConfig
+)
 KINDS: dict[str, type] = {
     "rl": RLConfig,
     "sft": SFTConfig,
@@ -609,3 +648,118 @@ KINDS: dict[str, type] = {
     "init_model": InitModelConfig,
     "recipe": RecipeConfig,
 }
+@dataclass(frozen=True)
+class SampleConfig(TrackedReads):
+    """Completions of every query from a model on the vLLM fleet, graded: rows for the stages after it (docs/recipe.md).
+
+    Leaves ``responses.jsonl`` (a row a completion) and ``queries.jsonl`` (a row a query, with its pass rate).
+    """
+
+    kind: Literal["sample"] = "sample"  # which kind of run this file is
+    name: str = "sample"  # shown in progress and reports
+    seed: int = 0  # every random draw of the run derives from it
+    run_dir: str = "runs/${name}"  # where everything the run leaves behind lies
+    num_samples: int = 4  # completions a query
+    metric: str = ""  # the reward part that is the score of a response; "" = the first function
+    demonstration: str = ""  # column with a good response; only read where use_demonstrations is on
+    use_demonstrations: bool = False  # --smoke: every second sample is the demonstration, for models that know nothing
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=lambda: DataConfig(shuffle=False))
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+
+    def __post_init__(self) -> None:
+        _require(self.num_samples >= 1, f"num_samples: expected >= 1, got {self.num_samples}")
+        _require(bool(self.reward.functions), "reward.functions: expected at least one, e.g. {math: 1.0}")
+
+    @property
+    def max_model_len(self) -> int:
+        return self.model.max_model_len or self.data.max_prompt_tokens + self.sampling.max_new_tokens
+
+
+@dataclass(frozen=True)
+class FilterConfig(TrackedReads):
+    """Named filters over the rows of an earlier stage, each with a reason for every row it drops (docs/recipe.md).
+
+    Leaves ``train.jsonl`` (what was kept), ``records.parquet`` (every row, with its decision), ``validation.jsonl``
+    (where ``hold_out`` took rows) and ``never_solved.jsonl`` (responses of queries without a correct one).
+    """
+
+    kind: Literal["filter"] = "filter"  # which kind of run this file is
+    name: str = "filter"  # shown in progress and reports
+    seed: int = 0  # every random draw of the run derives from it
+    run_dir: str = "runs/${name}"  # where everything the run leaves behind lies
+    data: DataConfig = field(default_factory=lambda: DataConfig(shuffle=False))  # the rows, with `id` and `prompt`
+    steps: dict[str, Any] = field(default_factory=dict)  # filter -> its settings, in order; see rlplatform/stages
+    messages: bool = False  # kept responses become conversations that an sft stage trains
+    verdicts: str = ""  # never_solved.jsonl with people's verdicts, which then count as the grader's; "" = none
+
+    def __post_init__(self) -> None:
+        from rlplatform.stages.registry import check_step
+
+        for name, settings in self.steps.items():
+            try:
+                check_step(name, settings)
+            except (ValueError, RewardLoadError) as error:
+                raise ConfigError(str(error)) from error
+
+    @property
+    def files(self) -> list[str]:
+        """What is read beside the rows."""
+        from rlplatform.stages.registry import files_of
+
+        named = [path for settings in self.steps.values() for path in files_of(settings)]
+        return [*named, *([self.verdicts] if self.verdicts else [])]
+
+
+@dataclass(frozen=True)
+class FusionConfig(TrackedReads):
+    """One SFT set of both thinking modes, from judged responses (docs/fusion.md, docs/recipe.md).
+
+    Leaves ``train.jsonl`` (conversations) and ``thinking.parquet`` and ``plain.parquet`` (every response, with its
+    decision).
+    """
+
+    kind: Literal["fusion"] = "fusion"  # which kind of run this file is
+    name: str = "fusion"  # shown in progress and reports
+    seed: int = 0  # every random draw of the run derives from it
+    run_dir: str = "runs/${name}"  # where everything the run leaves behind lies
+    thinking: tuple[str, ...] = ()  # files of judged responses with a thought; those that are right are used
+    plain: tuple[str, ...] = ()  # files of responses without a thought; checked by their checklists
+    num: int = 1000  # conversations
+    task: str = ""  # the task of plain responses that have no column `task`; "" = every row has one
+    check: bool = True  # plain responses must meet their checklists (rlplatform/stages/checklists.py)
+    shares: dict[str, Any] = field(default_factory=dict)  # of modes, flags, turns; see FusionShares
+    low_resource: tuple[str, ...] = ()  # languages whose translations get shares.translation of the plain turns
+    systems: tuple[str, ...] = ()  # system messages, without flags
+    system_share: float = 0.0  # of conversations that have one of them
+    repeat: bool = False  # may a response be used again once all have been?
+
+    def __post_init__(self) -> None:
+        _require(self.num >= 1, f"num: expected >= 1 conversation, got {self.num}")
+        _require(bool(self.thinking and self.plain), "thinking, plain: expected files of responses of both modes")
+        try:
+            _ = self.fusion_shares
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"shares: {error}") from error
+
+    @property
+    def files(self) -> list[str]:
+        """What is read."""
+        return [*self.thinking, *self.plain]
+
+    @property
+    def fusion_shares(self) -> FusionShares:
+        """The shares, checked; in YAML the numbers of turns may be strings."""
+        from rlplatform.stages.fusion import FusionShares
+
+        shares = dict(self.shares)
+        if "turns" in shares:
+            shares["turns"] = {int(turns): float(share) for turns, share in shares["turns"].items()}
+        return FusionShares(**shares)
+
+
+    "sample": SampleConfig,
+    "filter": FilterConfig,
+    "fusion": FusionConfig,

@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from model.messages import RenderError, render_chat
-from rlplatform.config import ConfigError, DataConfig
+from rlplatform.config import ConfigError, DataConfig, RLConfig
 from rlplatform.seeds import request_seed
+from rlplatform.stages.query_selection import Curriculum
+from rlplatform.stages.texts import rank
 from rlplatform.types import GenerationRequest, Prompt
 
 if TYPE_CHECKING:
@@ -317,3 +319,94 @@ class ShuffledPrompts:
                 "use the same data and seed, or start a fresh run"
             )
         self._drawn, self._step, self._index = int(state["drawn"]), -1, 0
+
+
+class CurriculumPrompts:
+    """Easy prompts first: what is asked at a step follows from (seed, step) alone (``stages.query_selection``).
+
+    Args:
+        column: of each prompt, its pass rate in [0, 1], e.g. as a ``sample`` stage writes it.
+
+    Raises:
+        DataError: a prompt without a pass rate, or too few prompts for the buckets.
+    """
+
+    def __init__(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        column: str,
+        num_steps: int,
+        prompts_per_step: int,
+        num_buckets: int,
+        seed: int,
+        group_size: int,
+    ) -> None:
+        rates = {prompt.prompt_id: _pass_rate(prompt, column) for prompt in prompts}
+        ordered = tuple(sorted(rates, key=lambda name: (-rates[name], rank(seed, "curriculum", name))))
+        try:
+            self._curriculum = Curriculum(ordered, num_steps, prompts_per_step, seed, min(num_buckets, num_steps))
+        except ValueError as error:
+            raise DataError(f"data.curriculum={column}: {error}") from error
+        self._prompts = {prompt.prompt_id: prompt for prompt in prompts}
+        self._seed, self._group_size = seed, group_size
+        self._place = (-1, 0)  # the step of the last call, and how many of its prompts were handed out
+
+    def next_requests(self, num_prompts: int, *, step: int) -> list[GenerationRequest]:
+        """The next prompts of the step, as requests whose seeds no other request of the run shares.
+
+        A step that asks again, because none of its groups could be trained on, goes on with those of later steps of the
+        bucket.
+        """
+        begin = self._place[1] if self._place[0] == step else 0
+        per_step = self._curriculum.prompts_per_step
+        requests = []
+        for index in range(begin, begin + num_prompts):
+            ahead, place = divmod(index, per_step)
+            name = self._curriculum.ids(step + ahead)[place]
+            seed = request_seed(self._seed, step, index, self._group_size)
+            requests.append(GenerationRequest(self._prompts[name], self._group_size, step, index, seed))
+        self._place = (step, begin + num_prompts)
+        return requests
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"curriculum": list(self._curriculum.ordered), "seed": self._seed}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Nothing but a comparison: the step says what comes next.
+
+        Raises:
+            ConfigError: the prompts, their pass rates or the seed are not those of the checkpoint.
+        """
+        if dict(state) != self.state_dict():
+            raise ConfigError(
+                "the checkpoint was written with another order of prompts: use the same data, data.curriculum and "
+                "seed, or start a fresh run"
+            )
+        self._place = (-1, 0)
+
+
+def _pass_rate(prompt: Prompt, column: str) -> float:
+    value = prompt.columns.get(column)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise DataError(
+            f"data.curriculum: prompt {prompt.prompt_id}: expected a pass rate in [0, 1] in column {column!r}, got "
+            f"{value!r}; a sample stage's queries.jsonl has one, select_queries drops those without"
+        )
+    return float(value)
+
+
+def prompt_stream(prompts: Sequence[Prompt], config: RLConfig) -> ShuffledPrompts | CurriculumPrompts:
+    """The order in which a run asks its prompts."""
+    data = config.data
+    if not data.curriculum:
+        return ShuffledPrompts(prompts, seed=config.seed, group_size=config.group_size, shuffle=data.shuffle)
+    return CurriculumPrompts(
+        prompts,
+        column=data.curriculum,
+        num_steps=config.num_steps,
+        prompts_per_step=config.prompts_per_step,
+        num_buckets=data.curriculum_buckets,
+        seed=config.seed,
+        group_size=config.group_size,
+    )

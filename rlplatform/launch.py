@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rlplatform import checkpoint
-from rlplatform.config import DataConfig, EvalConfig, RLConfig, SamplingConfig
+from rlplatform.config import DataConfig, EvalConfig, RLConfig, SampleConfig, SamplingConfig
 from rlplatform.configfile import to_dict
-from rlplatform.data import PromptSet, ShuffledPrompts, load_prompts
+from rlplatform.data import PromptSet, load_prompts, prompt_stream
 from rlplatform.environment import prepare
 from rlplatform.evaluation.runner import Evaluation, evaluate
 from rlplatform.reward_checks import accuracy_metric, check_columns, probe
@@ -185,9 +185,7 @@ def run_rl(config: RLConfig) -> Outcome:
         )
         check_columns(config.reward, [*prompts.prompts, *(held_out.prompts if held_out else ())])
         rewards.check(prompts.prompts)
-    stream = ShuffledPrompts(
-        prompts.prompts, seed=config.seed, group_size=config.group_size, shuffle=config.data.shuffle
-    )
+    stream = prompt_stream(prompts.prompts, config)
     found = checkpoint.latest(folder.checkpoints)
     with ray_session(), ExitStack() as stack:
         fleet, service, learner = _start(config, folder, stack)
@@ -294,34 +292,56 @@ def _gate(config: RLConfig, prompts: PromptSet, fleet: Any, learner: Any) -> Cal
     )
 
 
-def run_eval(config: EvalConfig) -> Outcome:
-    """Held-out pass@1 and pass@k of a model; ``results.json`` holds everything needed to repeat it."""
-    from actors.reward_service import RewardService
-    from actors.rollout_fleet import RolloutFleet
+def graded_prompts(config: EvalConfig | SampleConfig, folder: RunFolder, label: str) -> tuple[Prompt, ...]:
+    """The prompts to ask, with model and rewards checked against them; starts nothing that stays.
 
-    folder = RunFolder(config.run_dir)
-    folder.begin(config)
-    metric = accuracy_metric(config.reward, config.metric)
+    Raises:
+        ConfigError: data, model or rewards cannot be used.
+    """
     with probe(config.reward) as rewards:
         tokenizer = tokenizer_of(config.model.path, trust_remote_code=config.model.trust_remote_code)
         check_servable(config.model.path, config.model, config.max_model_len)
-        prompts = prompts_of(config.data, tokenizer, folder, "eval")
-        check_columns(config.reward, prompts.prompts)
-        rewards.check(prompts.prompts)
-    sampling = sampling_params(config.sampling)
+        prompts = prompts_of(config.data, tokenizer, folder, label).prompts
+        check_columns(config.reward, prompts)
+        rewards.check(prompts)
+    return prompts
+
+
+def graded_fleet(
+    config: EvalConfig | SampleConfig, folder: RunFolder, stack: ExitStack
+) -> tuple[RolloutFleet, RewardService]:
+    """Engines of the model and the reward service, closed with the stack."""
+    from actors.reward_service import RewardService
+    from actors.rollout_fleet import RolloutFleet
+
     os.environ["RLPLATFORM_LOG_DIR"] = str(folder.logs.resolve())
+    fleet = RolloutFleet(
+        config.model.path,
+        config.model,
+        config.rollout,
+        sampling_params(config.sampling),
+        config.max_model_len,
+        config.seed,
+    )
+    stack.callback(fleet.close)
+    service = RewardService(config.reward, folder.path)
+    stack.callback(service.close)
+    return fleet, service
+
+
+def run_eval(config: EvalConfig) -> Outcome:
+    """Held-out pass@1 and pass@k of a model; ``results.json`` holds everything needed to repeat it."""
+    folder = RunFolder(config.run_dir)
+    folder.begin(config)
+    metric = accuracy_metric(config.reward, config.metric)
+    prompts = graded_prompts(config, folder, "eval")
     with ray_session(), ExitStack() as stack:
-        fleet = RolloutFleet(
-            config.model.path, config.model, config.rollout, sampling, config.max_model_len, config.seed
-        )
-        stack.callback(fleet.close)
-        service = RewardService(config.reward, folder.path)
-        stack.callback(service.close)
+        fleet, service = graded_fleet(config, folder, stack)
         result = evaluator(
-            prompts.prompts,
+            prompts,
             fleet=fleet,
             service=service,
-            sampling=sampling,
+            sampling=sampling_params(config.sampling),
             num_samples=config.num_samples,
             metric=metric,
             seed=config.seed,
@@ -332,7 +352,7 @@ def run_eval(config: EvalConfig) -> Outcome:
     summary = {
         "model": config.model.path,
         "data": config.data.path,
-        "problems": len(prompts.prompts),
+        "problems": len(prompts),
         "num_samples": config.num_samples,
         "seed": config.seed,
         "sampling": effective,

@@ -13,7 +13,17 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rlplatform.config import ConfigError, EvalConfig, PreferenceConfig, RecipeConfig, RLConfig, RunConfig
+from rlplatform.config import (
+    ConfigError,
+    EvalConfig,
+    FilterConfig,
+    FusionConfig,
+    PreferenceConfig,
+    RecipeConfig,
+    RLConfig,
+    RunConfig,
+    SampleConfig,
+)
 from rlplatform.configfile import flat, inputs, stages, to_dict
 from rlplatform.reads import reads_do_not_count
 
@@ -174,7 +184,7 @@ def resolve_inputs(config: Any, finished: Mapping[str, dict[str, Any]]) -> Any:
         return value
 
     with reads_do_not_count():
-        if isinstance(config, RLConfig | EvalConfig):
+        if isinstance(config, RLConfig | EvalConfig | SampleConfig):
             functions = resolve(config.reward.functions, absolute=True)
             config = replace(config, reward=replace(config.reward, functions=functions))
         return resolve(config)
@@ -196,6 +206,8 @@ def data_hashes(resolved: Any) -> dict[str, str]:
             paths.append(resolved.evaluation.data.path)
         if isinstance(resolved, PreferenceConfig):
             paths.append(resolved.heldout.path)
+        if isinstance(resolved, FilterConfig | FusionConfig):
+            paths += resolved.files
     return {path: _content(Path(path)) for path in paths if path and Path(path).exists()}
 
 

@@ -120,7 +120,9 @@ def recipe_results(
     with reads_do_not_count():
         results: dict[str, Any] = {"name": recipe.name, "seed": recipe.seed}
     results["seconds"] = round(sum(done["seconds"] for done in finished.values()), 1)
-    results["stages"] = {name: {"seconds": done["seconds"], **done["summary"]} for name, done in finished.items()}
+    results["stages"] = {
+        name: {"seconds": done["seconds"], **done["summary"], **_headline(done)} for name, done in finished.items()
+    }
     rl = [name for name, config in plan.items() if isinstance(config, RLConfig)]
     if rl:
         summary = finished[rl[-1]]["summary"]
@@ -135,9 +137,16 @@ def recipe_results(
     return results
 
 
+def _headline(done: Mapping[str, Any]) -> dict[str, str]:
+    from rlplatform.data_stages import headline
+
+    said = headline(str(done["kind"]), done["summary"])
+    return {"headline": said} if said else {}
+
+
 def write_recipe_report(folder: RunFolder, plan: Mapping[str, RunConfig], results: Mapping[str, Any]) -> Path:
     """``report/index.html`` of a recipe: the results table, the last RL stage's curves, early and late rollouts."""
-    blocks = [f"<h1>{html.escape(str(results['name']))}</h1>", _results_table(results)]
+    blocks = [f"<h1>{html.escape(str(results['name']))}</h1>", _results_table(results), _stages_table(results)]
     with reads_do_not_count():
         rl = [RunFolder(config.run_dir) for config in plan.values() if isinstance(config, RLConfig)]
     for stage in rl[-1:]:
@@ -166,6 +175,17 @@ def _table_rows(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
                 continue
             rows.append((label, f"{values[0]:.1%}", f"{values[1]:.1%}{interval}"))
     return rows
+
+
+def stage_rows(results: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(stage, what came out) of the stages that evaluate or make data, in order."""
+    found = [(name, str(stage.get("headline", ""))) for name, stage in results["stages"].items()]
+    return [(name, said) for name, said in found if said]
+
+
+def _stages_table(results: Mapping[str, Any]) -> str:
+    cells = "".join(f"<tr><td>{html.escape(a)}</td><td>{html.escape(b)}</td></tr>" for a, b in stage_rows(results))
+    return f"<table><tr><th>stage</th><th></th></tr>{cells}</table>" if cells else ""
 
 
 def _results_table(results: Mapping[str, Any]) -> str:
@@ -203,6 +223,11 @@ def print_results(results: Mapping[str, Any], page: Path) -> None:
         table = Table("", "before RL", "after RL", title=title)
         for row in rows:
             table.add_row(*row)
+        console.print(table)
+    if stages := stage_rows(results):
+        table = Table("stage", "what came out")
+        for name, said in stages:
+            table.add_row(name, said)
         console.print(table)
     console.print(f"results  {page.parent.parent / 'results.json'}")
     console.print(f"report   {page}")

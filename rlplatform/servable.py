@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from model.config import DENSE, MOE, UnsupportedModelError
 from model.positions import rope_settings
-from rlplatform.config import ConfigError, EvalConfig, ModelConfig, PreferenceConfig, RLConfig, SFTConfig
+from rlplatform.config import ConfigError, EvalConfig, ModelConfig, PreferenceConfig, RLConfig, SampleConfig, SFTConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -74,7 +74,7 @@ def tokenizer_of(path: str, *, trust_remote_code: bool = False) -> PreTrainedTok
 
 def check_now(config: Any) -> None:
     """What a run checks of its model before it starts, where that is a folder already there; downloads nothing."""
-    if not isinstance(config, (RLConfig, EvalConfig, SFTConfig, PreferenceConfig)):
+    if not isinstance(config, (RLConfig, EvalConfig, SampleConfig, SFTConfig, PreferenceConfig)):
         return
     model = config.model
     if (Path(model.path) / "config.json").is_file():

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from rlplatform.config import (
     CheckpointConfig,
     EvalConfig,
     EvaluationConfig,
+    FilterConfig,
+    FusionConfig,
     PreferenceConfig,
     RecipeConfig,
     RLConfig,
     RunConfig,
+    SampleConfig,
     SFTConfig,
 )
 from rlplatform.configfile import build, to_dict
@@ -38,6 +42,7 @@ def _short(config: RunConfig) -> RunConfig:
             config,
             num_steps=STEPS,
             prompts_per_step=4,
+            data=replace(config.data, curriculum_buckets=1),
             group_size=2,
             updates_per_step=1,
             algorithm=replace(config.algorithm, drop_zero_variance=False, dynamic_sampling=False),
@@ -53,9 +58,26 @@ def _short(config: RunConfig) -> RunConfig:
             tokens_per_step=2 * config.max_tokens * config.learner.num_workers,
             evaluate_every=1,
         )
+    if isinstance(config, SampleConfig):
+        # an untrained model answers nothing right, so half of the answers are demonstrations where the data has some
+        return replace(
+            config,
+            num_samples=2,
+            data=replace(config.data, limit=PROBLEMS),
+            use_demonstrations=bool(config.demonstration),
+        )
+    if isinstance(config, FilterConfig):
+        return replace(config, steps={name: _short_step(step) for name, step in config.steps.items()})
+    if isinstance(config, FusionConfig):
+        return replace(config, num=PROBLEMS, repeat=True)
     if isinstance(config, EvalConfig):
         return replace(config, num_samples=2, data=replace(config.data, limit=PROBLEMS))
     return config
+
+
+def _short_step(settings: dict[str, Any]) -> dict[str, Any]:
+    """Wide bounds where half of two samples is right by construction."""
+    return {**settings, **({"max_rate": 1.0} if "max_rate" in settings else {})}
 
 
 def _short_evaluation(config: EvaluationConfig) -> EvaluationConfig:

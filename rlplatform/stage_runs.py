@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rlplatform.config import ConfigError, DatasetConfig, InitModelConfig, PreferenceConfig, SFTConfig
+from rlplatform.data_stages import filter_rows, fusion, sample
 from rlplatform.launch import Outcome, ray_session, run_eval, run_rl
 from rlplatform.runs import RunFolder, write_atomically
 
@@ -103,4 +104,7 @@ STAGES: dict[str, Callable[[Any], Outcome]] = {
     "preference": preference,
     "rl": run_rl,
     "eval": run_eval,
+    "sample": sample,
+    "filter": filter_rows,
+    "fusion": fusion,
 }
