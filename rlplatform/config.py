@@ -214,6 +214,15 @@ class AlgorithmConfig(TrackedReads):
                 f"got {self.kl_estimator}: another one does not have the gradient of the KL there",
             )
         _require(
+            self.entropy_target >= 0 and self.entropy_delta > 0,
+            f"algorithm.entropy_target, entropy_delta: expected >= 0 (0 = off) and > 0, got {self.entropy_target} and "
+            f"{self.entropy_delta}",
+        )
+        _require(
+            not self.entropy_target or self.entropy_coef >= 0,
+            f"algorithm.entropy_coef: expected >= 0 with entropy_target, got {self.entropy_coef}",
+        )
+        _require(
             self.divergence != "jsd" or 0 < self.divergence_beta < 1,
             f"algorithm.divergence_beta: expected in (0, 1), got {self.divergence_beta}",
         )
@@ -247,15 +256,6 @@ class LoraConfig(TrackedReads):
     rank: int = 0  # rows of A; 0 = off: every weight is trained
     alpha: float = 16.0  # strength: B A counts alpha / rank
     dropout: float = 0.0  # on the adapters' input, while training; SFT only
-        _require(
-            self.entropy_target >= 0 and self.entropy_delta > 0,
-            f"algorithm.entropy_target, entropy_delta: expected >= 0 (0 = off) and > 0, got {self.entropy_target} and "
-            f"{self.entropy_delta}",
-        )
-        _require(
-            not self.entropy_target or self.entropy_coef >= 0,
-            f"algorithm.entropy_coef: expected >= 0 with entropy_target, got {self.entropy_coef}",
-        )
     targets: tuple[str, ...] = ()  # linear layers, e.g. [q_proj, v_proj]; [] = all of attention and dense MLPs
 
     def __post_init__(self) -> None:
@@ -448,6 +448,11 @@ class RLConfig(TrackedReads):
             "algorithm.dynamic_sampling with max_lag > 0: refills would make the prompt order depend on timing, and a "
             "resumed run would differ; set max_lag=0 or dynamic_sampling=false",
         )
+        _require(
+            not (self.data.curriculum and self.algorithm.dynamic_sampling),
+            "data.curriculum with algorithm.dynamic_sampling: a step's prompts follow from its number, refills have "
+            "none; set dynamic_sampling=false",
+        )
         if self.algorithm.overlong_buffer:
             _require(
                 self.algorithm.overlong_buffer < self.sampling.max_new_tokens,
@@ -484,11 +489,6 @@ class SFTConfig(TrackedReads):
     kind: Literal["sft"] = "sft"  # which kind of run this file is
     name: str = "sft"  # shown in progress and reports
     seed: int = 0  # every random draw of the run derives from it
-        _require(
-            not (self.data.curriculum and self.algorithm.dynamic_sampling),
-            "data.curriculum with algorithm.dynamic_sampling: a step's prompts follow from its number, refills have "
-            "none; set dynamic_sampling=false",
-        )
     run_dir: str = "runs/${name}"  # where everything the run leaves behind lies
     num_steps: int = 100  # optimiser steps
     tokens_per_step: int = 8192  # packed tokens of one optimiser step, all ranks together
@@ -614,41 +614,6 @@ class InitModelConfig(TrackedReads):
 
 
 @dataclass(frozen=True)
-class RecipeConfig(TrackedReads):
-    """Named stages, run in order on one Ray cluster, each skipped when it is already finished."""
-
-    kind: Literal["recipe"] = "recipe"  # which kind of run this file is
-    name: str = "recipe"  # shown in progress and reports
-    seed: int = 0  # every random draw of the run derives from it
-    run_dir: str = "runs/${name}"  # where everything the run leaves behind lies
-    stages: dict[str, Any] = field(default_factory=dict)  # name -> a config of any other kind
-
-    def __post_init__(self) -> None:
-        _require(bool(self.stages), "stages: expected at least one")
-
-
-RunConfig = (
-    RLConfig
-    | SFTConfig
-    | PreferenceConfig
-    | EvalConfig
-    | DatasetConfig
-    | InitModelConfig
-    | SampleConfig
-    | FilterConfig
-    | FusionConfig
-    | RecipeConfig
-)
-KINDS: dict[str, type] = {
-    "rl": RLConfig,
-    "sft": SFTConfig,
-    "preference": PreferenceConfig,
-    "eval": EvalConfig,
-    "dataset": DatasetConfig,
-    "init_model": InitModelConfig,
-    "recipe": RecipeConfig,
-}
-@dataclass(frozen=True)
 class SampleConfig(TrackedReads):
     """Completions of every query from a model on the vLLM fleet, graded: rows for the stages after it (docs/recipe.md).
 
@@ -760,6 +725,41 @@ class FusionConfig(TrackedReads):
         return FusionShares(**shares)
 
 
+@dataclass(frozen=True)
+class RecipeConfig(TrackedReads):
+    """Named stages, run in order on one Ray cluster, each skipped when it is already finished."""
+
+    kind: Literal["recipe"] = "recipe"  # which kind of run this file is
+    name: str = "recipe"  # shown in progress and reports
+    seed: int = 0  # every random draw of the run derives from it
+    run_dir: str = "runs/${name}"  # where everything the run leaves behind lies
+    stages: dict[str, Any] = field(default_factory=dict)  # name -> a config of any other kind
+
+    def __post_init__(self) -> None:
+        _require(bool(self.stages), "stages: expected at least one")
+
+
+RunConfig = (
+    RLConfig
+    | SFTConfig
+    | PreferenceConfig
+    | EvalConfig
+    | DatasetConfig
+    | InitModelConfig
+    | SampleConfig
+    | FilterConfig
+    | FusionConfig
+    | RecipeConfig
+)
+KINDS: dict[str, type] = {
+    "rl": RLConfig,
+    "sft": SFTConfig,
+    "preference": PreferenceConfig,
+    "eval": EvalConfig,
+    "dataset": DatasetConfig,
+    "init_model": InitModelConfig,
     "sample": SampleConfig,
     "filter": FilterConfig,
     "fusion": FusionConfig,
+    "recipe": RecipeConfig,
+}
