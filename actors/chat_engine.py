@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from actors.budgeted import Budgeted
 from actors.vllm_arguments import engine_arguments, engine_env, engine_sampling, stop_ids
 from model.tokenizer import load_tokenizer
-from rlplatform.budget import Call, budget_tokens
+from rlplatform.budget import budget_tokens
 from rlplatform.completion import Sample
 from rlplatform.config import ModelConfig, RolloutConfig
+from rlplatform.environments.episode import ChatTokens, EpisodeLimits, EpisodeTokens
 from rlplatform.servable import check_servable
 from rlplatform.types import FINISH_LENGTH, FINISH_STOP, SamplingParams
 
@@ -54,16 +54,25 @@ class ChatEngine:
         if sampling.thinking_budget is None:
             yield from ((text, True) for text in self._call(prompt.tolist(), sampling, seed, []))
             return
-        tokens = budget_tokens(self.tokenizer, sampling.thinking_stop_text)
-        part = Budgeted(prompt, sampling.thinking_budget, sampling.max_new_tokens, tokens, seed)
-        call: Call | None = part.first()
-        while call is not None:
-            if call.insert:
-                yield self._decode(list(call.insert)), False
-            found: list[Sample] = []
-            limited = replace(sampling, max_new_tokens=call.max_new_tokens)
-            yield from ((text, True) for text in self._call(part.context, limited, part.call_seed, found))
-            call = part.next(found[0])
+        total = sampling.max_new_tokens
+        turn = EpisodeTokens(
+            ChatTokens(self.tokenizer),
+            EpisodeLimits(max_turns=1, max_tokens=total, max_turn_tokens=total),
+            stop_ids=(*self._stop_ids, *sampling.stop_token_ids),
+            seed=seed,
+            budget=sampling.thinking_budget,
+            budget_tokens=budget_tokens(self.tokenizer, sampling.thinking_stop_text),
+        )
+        turn.begin_at("", prompt)
+        num_shown = 0
+        while not turn.num_turns and not turn.ended_by:
+            if inserted := turn.completion.token_ids[num_shown:].tolist():
+                yield self._decode(inserted), False
+            request, found = turn.request(0), list[Sample]()
+            limited = replace(sampling, max_new_tokens=request.max_new_tokens)
+            yield from ((text, True) for text in self._call(request.token_ids.tolist(), limited, request.seed, found))
+            num_shown = len(turn.completion) + len(found[0])
+            turn.take(found[0])
 
     def _call(self, prompt: list[int], sampling: SamplingParams, seed: int, found: list[Sample]) -> Iterator[str]:
         """Text as it is sampled; the whole sample goes into ``found`` at the end."""

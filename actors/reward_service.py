@@ -5,6 +5,8 @@
                                            │                   never holds up the others
     poll   ◄─ compose, when a group's last part is in ◄─┘
 
+The verdicts of ``environment`` come with the rollouts and need no lane. What functions of text grade is the last turn.
+
 A function has a lane of its own when it is async or ``served_by`` an actor class, and when the config gives it workers,
 GPUs, a concurrency or a rate. Limits are divided over its workers, so that together they keep what is configured; in a
 worker the pool keeps them over its processes (``rewards/limits.py``).
@@ -31,7 +33,7 @@ from actors.reward_lane import Job, Lane
 from actors.reward_lanes import plan_lanes, start_lane
 from actors.reward_records import Records, Window
 from actors.reward_versions import source_file, versions
-from rewards.base import ERROR, RewardFn, Verdict, absolute, resolve
+from rewards.base import ERROR, NOT_APPLICABLE, TIMEOUT, RewardFn, Verdict, absolute, resolve
 from rewards.composition import check_part, compose
 from rewards.runner import as_messages
 from rlplatform.config import RewardConfig
@@ -75,9 +77,11 @@ class RewardService:
         self._window = Window()
         self._open: dict[int, _Open] = {}  # id(group) -> what is known of it
         self._scored: list[ScoredGroup] = []
-        plans = plan_lanes(config, self._parts, self._resolved)
+        self._carried = {name for name, fn in self._resolved.items() if getattr(fn, "comes_with_rollout", False)}
+        asked = {name: part for name, part in self._parts.items() if name not in self._carried}
+        plans = plan_lanes(config, asked, self._resolved)
         self._lanes: list[Lane] = []
-        with ThreadPoolExecutor(len(plans)) as pool:
+        with ThreadPoolExecutor(len(plans) or 1) as pool:
             starts = [pool.submit(start_lane, plan, config, list(sys.path)) for plan in plans]
             errors = []
             for start in starts:
@@ -101,7 +105,12 @@ class RewardService:
             opened = _Open(group, step, set(wanted))
             self._open[id(group)] = opened
             for name in wanted:
-                self._lane_of[name].put(Job(group, self._request(name, group, row, step)))
+                if name not in self._carried:
+                    self._lane_of[name].put(Job(group, self._request(name, group, row, step)))
+            for name in self._carried.intersection(wanted):
+                verdicts = [rollout.verdict or Verdict(0.0, NOT_APPLICABLE) for rollout in group.rollouts]
+                failures = [verdict.detail for verdict in verdicts if verdict.status in (ERROR, TIMEOUT)]
+                self._settle(group, name, verdicts, failures)
             if not wanted:
                 self._finish(opened)
         self._advance()
@@ -179,7 +188,7 @@ class RewardService:
         return GradingRequest(
             function=name,
             prompts=[prompt] * num_rows,
-            completions=[as_messages(prompt, rollout.text) for rollout in group.rollouts],
+            completions=[as_messages(prompt, rollout.final_text) for rollout in group.rollouts],
             columns={column: [value] * num_rows for column, value in row.items() if signature.accepts(column)},
             group_sizes=(num_rows,),
             completion_ids=[rollout.token_ids.tolist() for rollout in group.rollouts]
@@ -224,12 +233,16 @@ class RewardService:
             said = f"{len(result.verdicts)} verdicts for {num_rows} rows" if isinstance(result, PartScore) else result
             detail = f"prompt {prompt_id}: {said}"
             verdicts, tracebacks = [Verdict(0.0, ERROR, detail=detail)] * num_rows, [detail]
+        self._settle(job.group, name, verdicts, tracebacks)
+
+    def _settle(self, group: RolloutGroup, name: str, verdicts: Sequence[Verdict], tracebacks: Sequence[str]) -> None:
+        """The verdicts of one part of a group are in."""
         for text in tracebacks[:1]:
             self._window.tracebacks.setdefault(name, text)
-            self._records.note_failure(name, prompt_id, text)
+            self._records.note_failure(name, group.prompt.prompt_id, text)
         self._window.note(name, verdicts)
-        opened = self._open[id(job.group)]
-        self._records.note_rows(name, job.group, opened.step, verdicts)
+        opened = self._open[id(group)]
+        self._records.note_rows(name, group, opened.step, verdicts)
         opened.verdicts[name] = verdicts
         opened.missing.discard(name)
         if not opened.missing:

@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from actors.budgeted import budget_of
+from actors.episodes import budget_of, play_of
 from actors.fleet import ActorError, Err, Fleet
 from actors.rollout_worker import Job, PumpReply, RolloutWorker
 from actors.vllm_arguments import engine_env
-from rlplatform.config import ModelConfig, RolloutConfig
+from rlplatform.config import EnvironmentConfig, ModelConfig, RolloutConfig
 from rlplatform.roles import RunStopped
 from rlplatform.servable import check_servable
 from rlplatform.types import GenerationRequest, Metrics, RolloutGroup, SamplingParams
@@ -58,6 +58,7 @@ class RolloutFleet:
         sampling: used where ``submit`` and ``generate`` are given none.
         max_model_len: tokens, prompt and completion together.
         seed: of the engines themselves; requests carry their own.
+        environment: that answers the policy between its turns, of all prompts or of those whose column names one.
 
     Raises:
         ConfigError: the engine cannot compute this model, or not at this length.
@@ -74,6 +75,7 @@ class RolloutFleet:
         max_model_len: int,
         seed: int,
         worker_class: type[RolloutWorker] = RolloutWorker,
+        environment: EnvironmentConfig | None = None,
     ) -> None:
         check_servable(model_path, model, max_model_len)
         self.model_path, self.model, self.sampling, self.max_model_len = model_path, model, sampling, max_model_len
@@ -93,6 +95,7 @@ class RolloutFleet:
             on_restart=self._restarted,
             change="rollout.num_workers, rollout.cpus_per_worker or rollout.gpus_per_worker",
         )
+        self.environment = environment or EnvironmentConfig()
         self.ranks_per_worker = rollout.tensor_parallel_size
         self.republish: Callable[[int], None] | None = None  # set by WeightSync: current weights to one worker
         self._max_num_seqs = rollout.max_num_seqs
@@ -195,7 +198,7 @@ class RolloutFleet:
         self._next_ticket += len(requests)
         now = time.monotonic()
         for ticket, request in zip(tickets, requests, strict=True):
-            self._queue.append(Job(ticket, request, sampling))
+            self._queue.append(Job(ticket, request, sampling, play_of(request.prompt, self.environment)))
             self._submitted_at[ticket] = now
         self._dispatch()
         return tickets
@@ -203,6 +206,7 @@ class RolloutFleet:
     def _check(self, request: GenerationRequest, sampling: SamplingParams) -> None:
         name = request.prompt.prompt_id
         budget_of(request, sampling)
+        play_of(request.prompt, self.environment)
         length = len(request.prompt.token_ids) + sampling.max_new_tokens
         if length > self.max_model_len:
             raise ValueError(
@@ -255,14 +259,14 @@ class RolloutFleet:
             job = load.jobs.pop(finished.ticket)
             request = job.request
             self._done[finished.ticket] = RolloutGroup(
-                prompt=request.prompt,
+                prompt=finished.prompt or request.prompt,
                 rollouts=finished.rollouts,
                 step=request.step,
                 index=request.index,
                 num_rejected=finished.num_rejected,
                 seconds=now - self._submitted_at.pop(finished.ticket),
             )
-            self._totals.num_tokens += sum(len(rollout) for rollout in finished.rollouts)
+            self._totals.num_tokens += sum(int(rollout.loss_mask.sum()) for rollout in finished.rollouts)
         load.num_sequences = reply.num_unfinished + sum(load.pumps.values())
         self._totals.busy_seconds += reply.busy_seconds
         self._totals.num_prompt_tokens += reply.num_prompt_tokens

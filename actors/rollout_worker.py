@@ -10,21 +10,20 @@ import os
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from actors import budgeted
+from actors.episodes import EpisodeCall, Episodes, Play, budget_of
 from actors.fleet_actor import FleetActor
 from actors.payload import Payload, PublishReport, WeightManifest
 from actors.vllm_arguments import engine_arguments, engine_sampling, stop_ids
 from model.tokenizer import load_tokenizer
-from rlplatform.budget import Call
 from rlplatform.completion import Completion, Sample
 from rlplatform.config import ModelConfig, RolloutConfig
-from rlplatform.types import FINISH_LENGTH, FINISH_STOP, GenerationRequest, Rollout, SamplingParams
+from rlplatform.types import FINISH_LENGTH, FINISH_STOP, GenerationRequest, Prompt, Rollout, SamplingParams
 
 LINGER_S = 0.01  # once a group is finished, `pump` goes on this long to let others finish too
 FINISH = {"stop": FINISH_STOP, "length": FINISH_LENGTH}
@@ -37,33 +36,35 @@ class Job:
     ticket: int
     request: GenerationRequest
     sampling: SamplingParams
+    play: Play | None = None  # the environment that its completions are episodes of
 
 
 @dataclass(frozen=True)
 class FinishedJob:
-    """What became of one job; the prompt stays with the driver."""
+    """What became of one job."""
 
     ticket: int
     rollouts: tuple[Rollout, ...]
     num_rejected: int
+    prompt: Prompt | None = None  # as an environment opened it; else it is the job's and stays with the driver
 
 
 @dataclass(frozen=True)
 class PumpReply:
     finished: list[FinishedJob]
-    num_unfinished: int  # sequences still in the engine
-    busy_seconds: float
+    num_unfinished: int  # sequences still in the engine, and episodes whose environment has the word
+    busy_seconds: float  # with a sequence in the engine
     num_prompt_tokens: int = 0  # of the finished engine requests, one sample a request
     num_cached_tokens: int = 0  # of those, found in the prefix cache
 
 
 @dataclass
 class _Running:
-    job: Job
-    first_version: int  # in force when the job was added
+    first_version: int  # in force when the request was added
+    ticket: int = -1  # of the job whose completions these are
+    call: EpisodeCall | None = None  # else: a part of one completion
     # sample -> [(tokens it had at a publish, the version published)]
     publishes: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
-    part: budgeted.Budgeted | None = None  # the completion that this call is of, where completions take several
 
 
 class RolloutWorker(FleetActor):
@@ -82,7 +83,8 @@ class RolloutWorker(FleetActor):
         self._rendezvous = self._engine.collective_rpc("rendezvous_name")[0]
         self._stop_ids = stop_ids(self._engine.model_config.hf_config, model_path, self._tokenizer)
         self._running: dict[str, _Running] = {}  # by request of the engine
-        self._parts: dict[int, list[budgeted.Budgeted]] = {}  # ticket -> its completions that take several calls
+        self._episodes = Episodes(self._tokenizer, sorted(self._stop_ids), max_model_len)
+        self._num_calls = self._calls_running = 0  # of completions that take several
         self._finished: list[FinishedJob] = []
         self._prompt_tokens = self._cached_tokens = 0
         self._num_scored = 0
@@ -94,6 +96,7 @@ class RolloutWorker(FleetActor):
         """End the processes of other ranks and remove what they share, which killing this one would leave behind."""
         import gc
 
+        self._episodes.close()
         self._engine.engine_core.shutdown()
         del self._engine
         gc.collect()
@@ -106,6 +109,8 @@ class RolloutWorker(FleetActor):
     def pump(self, jobs: Sequence[Job], budget_s: float) -> PumpReply:
         """Add jobs and step until a group is finished, ``budget_s`` passed, or nothing is left to do.
 
+        Environments answer meanwhile; they are waited for only while the engine has nothing to do.
+
         Raises:
             RuntimeError: a publish failed its verification; these weights must not sample.
         """
@@ -113,19 +118,24 @@ class RolloutWorker(FleetActor):
             raise RuntimeError(f"out of service: {self._out_of_service}")
         for job in jobs:
             self._add(job)
-        began = time.perf_counter()
-        end = began + budget_s
-        while self._engine.has_unfinished_requests():
-            self._take(self._engine.step())
+        busy_s, now = 0.0, time.perf_counter()
+        end = now + budget_s
+        while self._engine.has_unfinished_requests() or self._episodes.num_open:
+            began = now
+            self._add_calls(0.0 if self._engine.has_unfinished_requests() else end - now)
+            if stepped := self._engine.has_unfinished_requests():
+                self._take(self._engine.step())
+            self._take_groups()
             now = time.perf_counter()
+            busy_s += (now - began) * stepped
             if self._finished:
                 end = min(end, now + LINGER_S)
             if now >= end:
                 break
         reply = PumpReply(
             self._finished,
-            self._engine.get_num_unfinished_requests(),
-            time.perf_counter() - began,
+            self._engine.get_num_unfinished_requests() - self._calls_running + self._episodes.num_open,
+            busy_s,
             self._prompt_tokens,
             self._cached_tokens,
         )
@@ -238,27 +248,31 @@ class RolloutWorker(FleetActor):
         from vllm.inputs import tokens_input
 
         request = job.request
-        budget = budgeted.budget_of(request, job.sampling)
-        if budget is not None:
-            self._parts[job.ticket] = budgeted.begin(request, job.sampling, budget, self._tokenizer)
-            for part in self._parts[job.ticket]:
-                self._call(job, part, part.first())
+        budget = budget_of(request, job.sampling)
+        if job.play is not None or budget is not None:
+            self._episodes.begin(job.ticket, request, job.sampling, job.play, budget)
             return
         prompt = tokens_input(request.prompt.token_ids.tolist())
         params = engine_sampling(job.sampling, request.num_samples, request.seed, self._stop_ids)
         name = str(job.ticket)
-        self._running[name] = _Running(job, self._version)
+        self._running[name] = _Running(self._version, ticket=job.ticket)
         self._engine.add_request(name, prompt, params)
 
-    def _call(self, job: Job, part: budgeted.Budgeted, call: Call) -> None:
-        """The next engine request of a completion that takes several."""
+    def _add_calls(self, timeout_s: float) -> None:
+        """The next requests of completions that take several; waits up to ``timeout_s`` for the first."""
         from vllm.inputs import tokens_input
 
-        sampling = replace(job.sampling, max_new_tokens=call.max_new_tokens)
-        params = engine_sampling(sampling, 1, part.call_seed, self._stop_ids)
-        name = f"{job.ticket}/{part.seed - job.request.seed}/{part.num_calls}"
-        self._running[name] = _Running(job, self._version, part=part)
-        self._engine.add_request(name, tokens_input(part.context), params)
+        for call in self._episodes.calls(max(timeout_s, 0.0)):
+            name = f"call-{self._num_calls}"
+            self._num_calls += 1
+            self._calls_running += 1
+            self._running[name] = _Running(self._version, call=call)
+            params = engine_sampling(call.sampling, 1, call.request.seed, self._stop_ids)
+            self._engine.add_request(name, tokens_input(call.request.token_ids.tolist()), params)
+
+    def _take_groups(self) -> None:
+        for group in self._episodes.take_finished():
+            self._finished.append(FinishedJob(group.ticket, group.rollouts, group.num_rejected, group.prompt))
 
     def _take(self, outputs: Iterable[Any]) -> None:
         for output in outputs:
@@ -266,22 +280,13 @@ class RolloutWorker(FleetActor):
             self._prompt_tokens += len(output.prompt_token_ids)
             self._cached_tokens += output.num_cached_tokens or 0
             samples = [self._sample(completion, running) for completion in output.outputs]
-            if running.part is None:
-                self._finish(running.job, [self._rollout(sample) for sample in samples])
-            else:
-                self._go_on(running.job, running.part, samples[0])
-
-    def _go_on(self, job: Job, part: budgeted.Budgeted, sample: Sample | None) -> None:
-        part.rejected = sample is None
-        call = None if sample is None else part.next(sample)
-        if call is not None:
-            self._call(job, part, call)
-        elif all(other.rejected or other.finish for other in self._parts[job.ticket]):
-            self._finish(job, [other.rollout(self._text) for other in self._parts.pop(job.ticket)])
-
-    def _finish(self, job: Job, rollouts: Sequence[Rollout | None]) -> None:
-        kept = tuple(rollout for rollout in rollouts if rollout is not None)
-        self._finished.append(FinishedJob(job.ticket, kept, len(rollouts) - len(kept)))
+            if running.call is not None:
+                self._calls_running -= 1
+                self._episodes.give(running.call, samples[0])
+                continue
+            rollouts = [self._rollout(sample) for sample in samples]
+            kept = tuple(rollout for rollout in rollouts if rollout is not None)
+            self._finished.append(FinishedJob(running.ticket, kept, len(rollouts) - len(kept)))
 
     def _sample(self, completion: Any, running: _Running) -> Sample | None:
         """What the engine sampled, or None where it is rejected: aborted, or a token without its logprob."""

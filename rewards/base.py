@@ -102,6 +102,7 @@ REWARDS: dict[str, str] = {
     "code_all": "rewards.code:code_all_reward",
     "preference": "actors.preference:preference_reward",
     "remote": "rewards.remote:remote_reward",
+    "environment": "rewards.environment:environment_reward",
 }
 
 CONVENTIONS = ("verl", "openrlhf")  # prefixes of rewards.adapters
@@ -137,6 +138,12 @@ def served_by(actor: str) -> Callable[[_Fn], _Fn]:
         return fn
 
     return mark
+
+
+def comes_with_rollout(fn: _Fn) -> _Fn:
+    """Declare that a reward service takes the verdicts from the rollouts themselves: ``Rollout.verdict``."""
+    fn.comes_with_rollout = True  # type: ignore[attr-defined]
+    return fn
 
 
 # --- from a name to a function --------------------------------------------------------------------------------------

@@ -134,6 +134,40 @@ class RolloutConfig(TrackedReads):
 
 
 @dataclass(frozen=True)
+class EnvironmentConfig(TrackedReads):
+    """What answers the policy between its turns, and grades the episode; none by default (docs/environments.md)."""
+
+    name: str = ""  # of all rows: calculator, python_sandbox, ..., package.module:NAME or path/file.py:NAME
+    column: str = ""  # instead of name: the column that names each row's; a row where it is empty has one turn
+    args: dict[str, Any] = field(default_factory=dict)  # settings of the environment
+    max_turns: int = 8  # of the assistant; what follows the prompt is limited by sampling.max_new_tokens
+    max_turn_tokens: int = 0  # of one turn; 0 = sampling.max_new_tokens
+    step_timeout_s: float = 10.0  # an environment silent for longer gives the verdict timeout
+    close_cut_turns: bool = False  # a turn cut at max_turn_tokens is ended by us and answered; else it ends the episode
+
+    def __post_init__(self) -> None:
+        _require(not (self.name and self.column), "environment: expected name or column, got both")
+        _require(self.max_turns >= 1, f"environment.max_turns: expected >= 1, got {self.max_turns}")
+        _require(self.max_turn_tokens >= 0, f"environment.max_turn_tokens: expected >= 0, got {self.max_turn_tokens}")
+        _require(self.step_timeout_s > 0, f"environment.step_timeout_s: expected > 0, got {self.step_timeout_s}")
+
+    def __bool__(self) -> bool:
+        return bool(self.name or self.column)
+
+    def check(self, reward: RewardConfig, data: DataConfig) -> None:
+        """Raises ConfigError where its verdicts would reach nobody, or prompts are no conversations."""
+        if not self:
+            return
+        graded = any(part.function == "environment" for part in reward.parts.values()) if reward.functions else False
+        _require(
+            graded,
+            "reward.functions: expected `environment` among them, e.g. {environment: 1.0}: it is the environment's "
+            "verdict (weight 0 where it should not be trained on; its errors must not count as the policy's)",
+        )
+        _require(data.chat, "data.chat: expected true with an environment: it speaks in messages")
+
+
+@dataclass(frozen=True)
 class RewardConfig(TrackedReads):
     """Reward functions and what each counts for; the names are built in, `package.module:fn` or `path/file.py:fn`."""
 
@@ -389,6 +423,7 @@ class RLConfig(TrackedReads):
     data: DataConfig = field(default_factory=DataConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    environment: EnvironmentConfig = field(default_factory=EnvironmentConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
@@ -409,6 +444,7 @@ class RLConfig(TrackedReads):
             "forwards of one token must agree, or the ratios of the loss are noise",
         )
         _require(bool(self.reward.functions), "reward.functions: expected at least one, e.g. {math: 1.0}")
+        self.environment.check(self.reward, self.data)
         distills = self.algorithm.loss == "distillation"
         _require(
             distills == bool(self.teacher.path),
@@ -574,7 +610,11 @@ class EvalConfig(TrackedReads):
     data: DataConfig = field(default_factory=lambda: DataConfig(split="test", shuffle=False))
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    environment: EnvironmentConfig = field(default_factory=EnvironmentConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
+
+    def __post_init__(self) -> None:
+        self.environment.check(self.reward, self.data)
 
     @property
     def max_model_len(self) -> int:

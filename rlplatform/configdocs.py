@@ -35,6 +35,7 @@ SECTIONS = (
     config.DataConfig,
     config.SamplingConfig,
     config.RolloutConfig,
+    config.EnvironmentConfig,
     config.RewardConfig,
     config.AlgorithmConfig,
     config.OptimizerConfig,

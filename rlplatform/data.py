@@ -207,6 +207,13 @@ def _messages(prompt: Any, where: str, config: DataConfig) -> tuple[dict[str, An
     )
 
 
+def _tools(value: Any, where: str) -> list[Any] | None:
+    """Column ``tools`` for the head of a prompt: JSON schemas, or their JSON text, which parquet needs."""
+    return (
+        parse_json(value, f"{where}: column tools: expected JSON schemas") if isinstance(value, str) else value
+    ) or None
+
+
 # --- prompts --------------------------------------------------------------------------------------------------------
 
 
@@ -238,6 +245,7 @@ def load_prompts(config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> Prom
                 text = render_chat(
                     tokenizer,
                     messages,
+                    tools=_tools(columns.get("tools"), where),
                     add_generation_prompt=True,
                     template_kwargs={"enable_thinking": config.enable_thinking},
                 )
@@ -254,7 +262,16 @@ def load_prompts(config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> Prom
             continue
         if len(ids) == 0:
             raise DataError(f"{where}: column {config.prompt!r}: the rendered prompt has no tokens")
-        prompts.append(Prompt(prompt_id=prompt_id, messages=messages, token_ids=ids, text=str(text), columns=columns))
+        prompts.append(
+            Prompt(
+                prompt_id=prompt_id,
+                messages=messages,
+                token_ids=ids,
+                text=str(text),
+                columns=columns,
+                enable_thinking=config.enable_thinking,
+            )
+        )
     if not count:
         raise DataError(f"{config.path}: expected at least one row of split {config.split!r}, found none")
     if not prompts:

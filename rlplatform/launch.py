@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rlplatform import checkpoint
-from rlplatform.config import DataConfig, EvalConfig, RLConfig, SampleConfig, SamplingConfig
+from rlplatform.config import DataConfig, EnvironmentConfig, EvalConfig, RLConfig, SampleConfig, SamplingConfig
 from rlplatform.configfile import to_dict
 from rlplatform.data import PromptSet, load_prompts, prompt_stream
 from rlplatform.environment import prepare
+from rlplatform.environment_checks import check_environment
 from rlplatform.evaluation.runner import Evaluation, evaluate
 from rlplatform.reward_checks import accuracy_metric, check_columns, probe
 from rlplatform.rl_loop import train
@@ -183,7 +184,9 @@ def run_rl(config: RLConfig) -> Outcome:
         held_out = (
             prompts_of(config.evaluation.data, tokenizer, folder, "eval") if config.evaluation.data.path else None
         )
-        check_columns(config.reward, [*prompts.prompts, *(held_out.prompts if held_out else ())])
+        every = [*prompts.prompts, *(held_out.prompts if held_out else ())]
+        check_environment(config.environment, every)
+        check_columns(config.reward, every)
         rewards.check(prompts.prompts)
     stream = prompt_stream(prompts.prompts, config)
     found = checkpoint.latest(folder.checkpoints)
@@ -256,6 +259,7 @@ def _start(config: RLConfig, folder: RunFolder, stack: ExitStack) -> tuple[Any, 
                 sampling_params(config.sampling),
                 config.max_model_len,
                 config.seed,
+                environment=config.environment,
             ),
             pool.submit(RewardService, config.reward, folder.path),
             pool.submit(LearnerGroup, config, config.model.path, dump_dir=str(folder.path.resolve())),
@@ -302,9 +306,14 @@ def graded_prompts(config: EvalConfig | SampleConfig, folder: RunFolder, label: 
         tokenizer = tokenizer_of(config.model.path, trust_remote_code=config.model.trust_remote_code)
         check_servable(config.model.path, config.model, config.max_model_len)
         prompts = prompts_of(config.data, tokenizer, folder, label).prompts
+        check_environment(_environment(config), prompts)
         check_columns(config.reward, prompts)
         rewards.check(prompts)
     return prompts
+
+
+def _environment(config: EvalConfig | SampleConfig) -> EnvironmentConfig | None:
+    return config.environment if isinstance(config, EvalConfig) else None
 
 
 def graded_fleet(
@@ -322,6 +331,7 @@ def graded_fleet(
         sampling_params(config.sampling),
         config.max_model_len,
         config.seed,
+        environment=_environment(config),
     )
     stack.callback(fleet.close)
     service = RewardService(config.reward, folder.path)

@@ -140,7 +140,7 @@ def probe(reward: RewardConfig) -> Iterator[Probe]:
     parts = {
         name: replace(part, needs={})
         for name, part in reward.parts.items()
-        if not (is_async(resolve(part.function)) or hasattr(resolve(part.function), "served_by"))
+        if not (is_async(fn := resolve(part.function)) or hasattr(fn, "served_by") or hasattr(fn, "comes_with_rollout"))
     }
     if not parts or not reward.probe:
         yield Probe(None)

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from rewards.base import split_convention
-from rlplatform.config import ConfigError, DatasetConfig, RecipeConfig, RewardConfig
+from rlplatform.config import ConfigError, DatasetConfig, EnvironmentConfig, RecipeConfig, RewardConfig
 from rlplatform.configfile import stages
 
 
 def function_files(config: Any, where: str = "") -> Iterator[tuple[str, Path]]:
-    """(key of the config, file) of every reward and dataset function that is named by a file, stages included."""
+    """(key of the config, file) of every function and environment that is named by a file, stages included."""
     if isinstance(config, RecipeConfig):
         for name, stage in stages(config).items():
             yield from function_files(stage, f"stages.{name}.")
@@ -21,6 +21,9 @@ def function_files(config: Any, where: str = "") -> Iterator[tuple[str, Path]]:
     reward = getattr(config, "reward", None)
     if isinstance(reward, RewardConfig):
         named = {f"{where}reward.functions.{name}": part.function for name, part in reward.parts.items()}
+    environment = getattr(config, "environment", None)
+    if isinstance(environment, EnvironmentConfig):
+        named[f"{where}environment.name"] = environment.name
     if isinstance(config, DatasetConfig):
         named[f"{where}function"] = config.function
     for key, function in named.items():

@@ -48,11 +48,23 @@ class Prompt:
     token_ids: np.ndarray  # int32 [P], the rendered prompt, generation prompt included
     text: str  # the rendered prompt; rewards look here for a think block that it already opened
     columns: Mapping[str, Any] = field(default_factory=dict)  # every other dataset column, for the rewards
+    enable_thinking: bool = True  # what the chat template was given; an environment's later turns are prompted alike
 
     def __post_init__(self) -> None:
         _check_dtype("Prompt", np.int32, token_ids=self.token_ids)
         if len(self.token_ids) == 0:
             raise ValueError(f"prompt {self.prompt_id}: expected at least one token, got none")
+
+
+@dataclass(frozen=True)
+class EpisodeRecord:
+    """What is known of a rollout that an environment took part in, beside its tokens."""
+
+    verdict: Verdict  # the environment's own; its status speaks of the environment, never the model
+    final_text: str  # the last assistant turn, as ``Rollout.text``; what functions of text grade
+    num_turns: int  # the assistant's finished ones
+    num_tool_calls: int  # results of tools that the environment gave
+    ended_by: str = ""  # the limit that was reached; "" where the environment ended it
 
 
 @dataclass(frozen=True)
@@ -65,6 +77,7 @@ class Rollout:
     policy_version: np.ndarray  # int32 [L], the publish that sampled the token
     finish: str  # one of FINISHES, as the engine said
     text: str  # decoded completion, special tokens kept except the stop token
+    episode: EpisodeRecord | None = None  # None: one turn, which no environment answered
 
     def __post_init__(self) -> None:
         _check_length(
@@ -87,6 +100,16 @@ class Rollout:
 
     def __len__(self) -> int:
         return len(self.token_ids)
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """The environment's, where one took part."""
+        return self.episode.verdict if self.episode is not None else None
+
+    @property
+    def final_text(self) -> str:
+        """The last assistant turn's text; of a completion of one turn all of it."""
+        return self.text if self.episode is None else self.episode.final_text
 
 
 @dataclass(frozen=True)

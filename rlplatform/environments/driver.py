@@ -58,6 +58,8 @@ class EpisodeResult:
     num_turns: int
     ended_by: str  # the limit that was reached; "" where the environment ended it
     seconds: float
+    final_text: str = ""  # of the last assistant turn
+    rejected: bool = False  # the engine gave no usable sample: neither the environment's fault nor the model's
 
 
 @dataclass
@@ -192,6 +194,8 @@ class EpisodePool:
                 num_turns=tokens.num_turns,
                 ended_by=tokens.ended_by,
                 seconds=time.monotonic() - played.began,
+                final_text=tokens.final_text,
+                rejected=not usable,
             )
         )
 

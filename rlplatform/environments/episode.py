@@ -166,6 +166,7 @@ class EpisodeTokens:
         self.completion = Completion()
         self.num_turns = 0
         self.ended_by = ""  # the limit that was reached
+        self.final_text = ""  # of the last turn that was sampled, without the token that ended it
         self._finish = FINISH_STOP
         self._turn_start = 0  # place in the completion
         self._allowance = 0  # tokens of this turn
@@ -176,7 +177,11 @@ class EpisodeTokens:
     def begin(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> bool:
         """Take the opening; False where it leaves no room for a single token."""
         self._tools = tools
-        self.prompt_text, self.prompt_ids = self._chat.opening(messages, tools)
+        return self.begin_at(*self._chat.opening(messages, tools))
+
+    def begin_at(self, prompt_text: str, prompt_ids: np.ndarray) -> bool:
+        """As ``begin``, from a prompt that is rendered and encoded already (int32 [P])."""
+        self.prompt_text, self.prompt_ids = prompt_text, prompt_ids
         return self._open_turn()
 
     def observe(self, messages: Sequence[Message]) -> bool:
@@ -208,6 +213,7 @@ class EpisodeTokens:
             raise ValueError(f"episode: asked for 1 to {self._asked} tokens, got {len(sample)}")
         self.completion.add_sample(sample)
         self._finish = sample.finish
+        self.final_text = self._turn_text()
         if self._first is None and self._budget is not None:
             self._first = sample
             call = second_call(sample.token_ids, sample.finish, self._budget, self._allowance, self._budget_tokens)
@@ -257,11 +263,13 @@ class EpisodeTokens:
 
     def _said(self) -> str:
         """The turn as a message's content: without the token that ended it, with a block that the prompt opened."""
+        return self._opening_of_block + self.final_text
+
+    def _turn_text(self) -> str:
         ids = self.completion.token_ids[self._turn_start :]
         if len(ids) and self._finish == FINISH_STOP and int(ids[-1]) in self._stop_ids:
             ids = ids[:-1]
-        opened = self._opening_of_block
-        return opened + self._chat.decode(ids)
+        return self._chat.decode(ids)
 
     @cached_property
     def _opening_of_block(self) -> str:
@@ -275,5 +283,5 @@ def call_seed(seed: int, call: int) -> int:
     """The seed of an episode's n-th call: its own for the first, as in plain generation, then derived ones."""
     if call == 0:
         return seed
-    digest = hashlib.blake2b(f"{seed}/{call}".encode(), digest_size=8).digest()
+    digest = hashlib.blake2b(f"{seed}/call-{call + 1}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 2

@@ -39,7 +39,7 @@ def scored_group(
             )
     kept = [(result.rollout, result.verdict) for result in results if result.rollout is not None]
     group = RolloutGroup(
-        prompt=Prompt(prompt_id, _opening(first), first.prompt_ids, first.prompt_text, dict(columns or {})),
+        prompt=Prompt(prompt_id, opening(first), first.prompt_ids, first.prompt_text, dict(columns or {})),
         rollouts=tuple(rollout for rollout, _ in kept),
         step=step,
         index=index,
@@ -49,7 +49,7 @@ def scored_group(
     return ScoredGroup(group, tuple(verdict for _, verdict in kept))
 
 
-def _opening(result: EpisodeResult) -> tuple[Message, ...]:
+def opening(result: EpisodeResult) -> tuple[Message, ...]:
     """The messages before the model's first."""
     spoken = [message["role"] == "assistant" for message in result.messages]
     return result.messages[: spoken.index(True)] if True in spoken else result.messages
