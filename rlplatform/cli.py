@@ -76,20 +76,50 @@ def run(
 @app.command("eval")
 def evaluate(
     model: Annotated[str, typer.Argument(help="A Hugging Face folder or hub id.")],
-    data: Annotated[str, typer.Option(help="JSONL, parquet, folder or hub id with held-out problems.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="key=value … of configs of kind eval")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value … of kind eval, or benchmarks")] = None,
+    data: Annotated[str, typer.Option(help="JSONL, parquet, folder or hub id with held-out problems.")] = "",
+    benchmark: Annotated[
+        list[str] | None, typer.Option(help="Instead of --data: of the table in docs/evaluation.md, or `all`.")
+    ] = None,
+    budgets: Annotated[str, typer.Option(help="With --benchmark: thinking budgets to sweep, e.g. 8,16,32.")] = "",
+    data_dir: Annotated[str, typer.Option(help="With --benchmark: a folder with the sets; else the hub.")] = "",
     reward: Annotated[list[str] | None, typer.Option(help="Reward function(s); the first is the accuracy.")] = None,
-    num_samples: Annotated[int, typer.Option("-n", "--num-samples", help="Samples a problem, for pass@k.")] = 4,
+    num_samples: Annotated[
+        int | None, typer.Option("-n", "--num-samples", help="Samples a problem; default 4, or the table's.")
+    ] = None,
     out: Annotated[str, typer.Option(help="Folder for results.json and the rollouts.")] = "runs/eval",
 ) -> None:
-    """Held-out pass@1 and pass@k of a model, sampled on the vLLM fleet and graded by a reward function."""
+    """Pass@1 and pass@k of a model on problems of yours, or on benchmarks in both modes and at thinking budgets."""
     from rlplatform.configfile import load_values
     from rlplatform.pipeline import run_config
 
+    def check() -> None:
+        if bool(data) == bool(benchmark):
+            raise ConfigError("eval: expected --data PATH or --benchmark NAME, one of the two")
+        if benchmark and reward:
+            raise ConfigError("eval: --reward goes with --data; a benchmark brings its own")
+        if not benchmark and (budgets or data_dir):
+            raise ConfigError("eval: --budgets and --data-dir go with --benchmark")
+        if not all(one.strip().isdecimal() for one in budgets.split(",") if budgets):
+            raise ConfigError(f"eval: --budgets: expected numbers of tokens, e.g. 8,16,32, got {budgets!r}")
+
+    _guarded(check)
+    values: dict[str, Any] = {
+        "kind": "benchmarks",
+        "run_dir": out,
+        "benchmarks": [] if benchmark == ["all"] else benchmark,
+        "budgets": [int(one) for one in budgets.split(",") if one],
+        "num_samples": num_samples or 0,
+        "data_dir": data_dir,
+        "model": {"path": model},
+    }
+    if benchmark:
+        _guarded(lambda: run_config(load_values(values, overrides or []), fresh=True))
+        return
     values = {
         "kind": "eval",
         "run_dir": out,
-        "num_samples": num_samples,
+        "num_samples": num_samples or 4,
         "model": {"path": model},
         "data": {"path": data},
         "reward": {"functions": dict.fromkeys(reward or ["math"], 1.0)},

@@ -184,10 +184,10 @@ def derived(config: RunConfig) -> list[tuple[str, str]]:
 
 def placement(config: RunConfig) -> list[tuple[str, int, float, float]]:
     """(actor, count, CPUs each, GPUs each) that a run asks Ray for."""
-    from rlplatform.config import EvalConfig, PreferenceConfig, RLConfig, SampleConfig, SFTConfig
+    from rlplatform.config import BenchmarksConfig, EvalConfig, PreferenceConfig, RLConfig, SampleConfig, SFTConfig
 
     wanted: list[tuple[str, int, float, float]] = []
-    if isinstance(config, RLConfig | EvalConfig | SampleConfig):
+    if isinstance(config, RLConfig | EvalConfig | BenchmarksConfig | SampleConfig):
         rollout = config.rollout
         wanted.append(("rollout worker", rollout.num_workers, rollout.cpus_per_worker, rollout.gpus_per_worker))
         wanted.append(("reward service", config.reward.num_workers, 0.0, 0.0))

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from rlplatform.config import (
+    BenchmarksConfig,
     CheckpointConfig,
     EvalConfig,
     EvaluationConfig,
@@ -70,6 +71,8 @@ def _short(config: RunConfig) -> RunConfig:
         return replace(config, steps={name: _short_step(step) for name, step in config.steps.items()})
     if isinstance(config, FusionConfig):
         return replace(config, num=PROBLEMS, repeat=True)
+    if isinstance(config, BenchmarksConfig):
+        return replace(config, num_samples=2, limit=PROBLEMS)
     if isinstance(config, EvalConfig):
         return replace(config, num_samples=2, data=replace(config.data, limit=PROBLEMS))
     return config

@@ -10,7 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from rlplatform.config import ConfigError, DatasetConfig, InitModelConfig, PreferenceConfig, SFTConfig
+from rlplatform.config import BenchmarksConfig, ConfigError, DatasetConfig, InitModelConfig, PreferenceConfig, SFTConfig
 from rlplatform.data_stages import filter_rows, fusion, sample
 from rlplatform.launch import Outcome, ray_session, run_eval, run_rl
 from rlplatform.runs import RunFolder, write_atomically
@@ -97,6 +97,12 @@ def _train(
     return Outcome(str(result.model), dict(result.summary))
 
 
+def benchmarks(config: BenchmarksConfig) -> Outcome:
+    from rlplatform.evaluation.suite import run_benchmarks
+
+    return run_benchmarks(config)
+
+
 STAGES: dict[str, Callable[[Any], Outcome]] = {
     "dataset": make_dataset,
     "init_model": init_model,
@@ -104,6 +110,7 @@ STAGES: dict[str, Callable[[Any], Outcome]] = {
     "preference": preference,
     "rl": run_rl,
     "eval": run_eval,
+    "benchmarks": benchmarks,
     "sample": sample,
     "filter": filter_rows,
     "fusion": fusion,

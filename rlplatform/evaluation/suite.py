@@ -1,0 +1,232 @@
+"""Runs of kind ``benchmarks``: every benchmark, mode and budget on one engine, by the runner that training uses.
+
+    RUN/rows/NAME.jsonl                  the prepared rows: what was asked, and what the reward read
+    RUN/NAME-MODE/eval/step-000000.parquet   every rollout with its verdict (`rlplatform inspect --held-out`)
+    RUN/results.json  RUN/report/*.png   see ``results.py`` and ``budget_sweep.py``
+
+All data is read and every reward tried before the engine starts.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rlplatform.config import BenchmarksConfig, DataConfig, RewardConfig, SamplingConfig
+from rlplatform.evaluation import budget_sweep, results, think_follow
+from rlplatform.evaluation.benchmarks import NON_THINKING, SAMPLING, THINKING, Benchmark, select
+from rlplatform.evaluation.budget_sweep import Point, with_budget
+from rlplatform.evaluation.prompts import Row
+from rlplatform.evaluation.rows import rows_of, write_rows
+from rlplatform.evaluation.runner import Evaluation, Generate
+from rlplatform.launch import Outcome, evaluator, prompts_of, ray_session, sampling_params
+from rlplatform.reward_checks import accuracy_metric, check_columns, probe
+from rlplatform.runs import RunFolder, versions
+from rlplatform.servable import check_servable, tokenizer_of
+from rlplatform.types import Prompt, SamplingParams
+
+DIALOGUE = "dialogue"  # the mode of a multi-turn benchmark: its flags say when to think
+
+
+@dataclass(frozen=True)
+class Task:
+    """One benchmark, ready to be measured."""
+
+    benchmark: Benchmark
+    rows: tuple[Row, ...]
+    data_hash: str  # SHA-256 of the file of prepared rows
+    num_samples: int
+    prompts: dict[str, tuple[Prompt, ...]]  # by mode; none for dialogues
+    left_out: dict[str, int]  # by mode: prompts longer than max_prompt_tokens
+    reward: RewardConfig
+    sampling: dict[str, SamplingParams]  # by mode
+
+
+def sampling_of(config: BenchmarksConfig, benchmark: Benchmark, mode: str) -> SamplingParams:
+    """The report's sampling of a mode (dialogues: thinking mode's), with what the config changes."""
+    values = {"max_new_tokens": benchmark.max_new_tokens, **SAMPLING.get(mode, SAMPLING[THINKING]), **config.sampling}
+    return sampling_params(SamplingConfig(**values))
+
+
+def modes_of(config: BenchmarksConfig, benchmark: Benchmark) -> tuple[str, ...]:
+    if benchmark.multi_turn:
+        return (DIALOGUE,)
+    return tuple(dict.fromkeys([*config.modes, *([THINKING] if config.budgets else [])]))
+
+
+def max_model_len(config: BenchmarksConfig) -> int:
+    """Tokens, prompt and completion together: the longest of the chosen benchmarks."""
+    longest = max(
+        sampling_of(config, one, mode).max_new_tokens
+        for one in select(config.benchmarks)
+        for mode in modes_of(config, one)
+    )
+    return config.model.max_model_len or config.max_prompt_tokens + longest
+
+
+def prepare(config: BenchmarksConfig, tokenizer: Any, folder: RunFolder) -> list[Task]:
+    """Read, render and check everything.
+
+    Raises:
+        ConfigError, DataError: a set that is not there, a row or a reward that cannot be used.
+    """
+    return [_task(config, benchmark, tokenizer, folder) for benchmark in select(config.benchmarks)]
+
+
+def _task(config: BenchmarksConfig, benchmark: Benchmark, tokenizer: Any, folder: RunFolder) -> Task:
+    path = config.paths.get(benchmark.name, "")
+    rows = rows_of(benchmark, data_dir=config.data_dir, path=path, seed=config.seed, limit=config.limit)
+    file = write_rows(rows, folder.path / "rows" / f"{benchmark.name}.jsonl")
+    modes = modes_of(config, benchmark)
+    reward = replace(config.reward, functions={} if benchmark.multi_turn else dict(benchmark.functions))
+    prompts: dict[str, tuple[Prompt, ...]] = {}
+    left_out: dict[str, int] = {}
+    for mode in () if benchmark.multi_turn else modes:
+        data = DataConfig(
+            path=str(file),
+            split="test",
+            shuffle=False,
+            enable_thinking=mode == THINKING,
+            max_prompt_tokens=config.max_prompt_tokens,
+        )
+        found = prompts_of(data, tokenizer, folder, f"{benchmark.name}-{mode}")
+        prompts[mode], left_out[mode] = found.prompts, len(found.too_long)
+        with probe(reward) as rewards:
+            check_columns(reward, found.prompts)
+            rewards.check(found.prompts)
+    num_samples = 1 if benchmark.multi_turn else config.num_samples or benchmark.num_samples
+    sampling = {mode: sampling_of(config, benchmark, mode) for mode in modes}
+    hashed = results.file_hash(file)
+    return Task(benchmark, tuple(rows), hashed, num_samples, prompts, left_out, reward, sampling)
+
+
+# --- measuring ------------------------------------------------------------------------------------------------------
+
+Measure = Callable[[Task, Sequence[Prompt], SamplingParams, str], Evaluation]  # the last: the name of its folder
+
+
+def measure_all(
+    config: BenchmarksConfig,
+    tasks: Sequence[Task],
+    tokenizer: Any,
+    *,
+    measure: Measure,
+    generate: Generate,
+    report: Path,
+) -> dict[str, Any]:
+    """Entries of all tasks in all modes and budgets, and the checks of the sweeps; plots lie in ``report``."""
+    entries: list[results.Record] = []
+    sweeps: dict[str, Any] = {}
+    for task in tasks:
+        if task.benchmark.multi_turn:
+            driven = think_follow.drive(
+                task.rows,
+                tokenizer=tokenizer,
+                generate=generate,
+                sampling=task.sampling[DIALOGUE],
+                seed=config.seed,
+                max_model_len=max_model_len(config),
+            )
+            found = {"num_samples": 1, **think_follow.summary(task.rows, driven)}
+            entries.append(_entry(config, task, DIALOGUE, None, found))
+            continue
+        for mode in config.modes:
+            entries.append(_one(config, task, mode, None, tokenizer, measure)[0])
+        if config.budgets:
+            points = []
+            for budget in sorted(config.budgets):
+                entry, point = _one(config, task, THINKING, budget, tokenizer, measure)
+                entries.append(entry)
+                points.append(point)
+            name = task.benchmark.name
+            sweeps[name] = budget_sweep.check(points)
+            other = [e for e in entries if e["benchmark"] == name and e["mode"] == NON_THINKING]
+            line = (other[0]["accuracy"], other[0]["accuracy_ci95"]) if other else None
+            budget_sweep.plot(points, report / f"budget_{name}.png", title=name, non_thinking=line)
+    return {"entries": entries, "sweeps": sweeps}
+
+
+def _one(
+    config: BenchmarksConfig, task: Task, mode: str, budget: int | None, tokenizer: Any, measure: Measure
+) -> tuple[results.Record, Point]:
+    metric, sampling = task.benchmark.metric, task.sampling[mode]
+    folder = f"{task.benchmark.name}-{mode}" if budget is None else f"{task.benchmark.name}-budget-{budget}"
+    evaluation = measure(task, with_budget(task.prompts[mode], budget), sampling, folder)
+    counts = budget_sweep.token_counts(evaluation.sampled, tokenizer, sampling.thinking_stop_text)
+    found = results.record(task.benchmark, evaluation, metric=metric, num_samples=task.num_samples)
+    point = Point(budget or 0, budget_sweep.problem_means(evaluation.sampled, metric, task.num_samples), counts)
+    return _entry(config, task, mode, budget, {**found, **counts, "left_out": task.left_out[mode]}), point
+
+
+def _entry(
+    config: BenchmarksConfig, task: Task, mode: str, budget: int | None, found: results.Record
+) -> results.Record:
+    sampling = vars(task.sampling[mode])
+    return {
+        "benchmark": task.benchmark.name,
+        "mode": mode,
+        "budget": budget,
+        **found,
+        "report": results.published(task.benchmark, config.report_model, mode) if budget is None else None,
+        "data": task.data_hash,
+        "sampling": {**sampling, "stop_token_ids": list(sampling["stop_token_ids"])},
+    }
+
+
+def run_benchmarks(config: BenchmarksConfig) -> Outcome:
+    """Measure a model on the table; ``results.json`` holds everything needed to repeat it."""
+    from actors.reward_service import RewardService
+    from actors.rollout_fleet import RolloutFleet
+
+    folder = RunFolder(config.run_dir)
+    folder.begin(config)
+    tokenizer = tokenizer_of(config.model.path, trust_remote_code=config.model.trust_remote_code)
+    check_servable(config.model.path, config.model, max_model_len(config))
+    tasks = prepare(config, tokenizer, folder)
+    graders: dict[str, Any] = {}
+    os.environ["RLPLATFORM_LOG_DIR"] = str(folder.logs.resolve())
+    with ray_session(), ExitStack() as stack:
+        first = next(iter(tasks[0].sampling.values()))
+        fleet = RolloutFleet(config.model.path, config.model, config.rollout, first, max_model_len(config), config.seed)
+        stack.callback(fleet.close)
+
+        def measure(task: Task, prompts: Sequence[Prompt], sampling: SamplingParams, name: str) -> Evaluation:
+            service = RewardService(task.reward, folder.path)
+            try:
+                graders[task.benchmark.name] = service.versions()
+                return evaluator(
+                    prompts,
+                    fleet=fleet,
+                    service=service,
+                    sampling=sampling,
+                    num_samples=task.num_samples,
+                    metric=accuracy_metric(task.reward, task.benchmark.metric),
+                    seed=config.seed,
+                    greedy=False,
+                    folder=RunFolder(folder.path / name),
+                )(0)
+            finally:
+                service.close()
+
+        def generate(requests: Any, sampling: SamplingParams) -> Any:
+            return fleet.generate(requests, sampling=sampling)
+
+        found = measure_all(config, tasks, tokenizer, measure=measure, generate=generate, report=folder.report)
+    summary = {
+        "model": config.model.path,
+        "lineage": results.lineage_key(config.model.path),
+        "seed": config.seed,
+        "template": results.template_hash(tokenizer),
+        "report_model": config.report_model,
+        **found,
+        "graders": graders,
+        "versions": versions(),
+    }
+    output = folder.save_json("results.json", summary)
+    results.plot(summary, folder.report / "benchmarks.png")
+    results.print_results(summary, folder.path)
+    return Outcome(str(output), summary)
