@@ -10,7 +10,7 @@ export DO_NOT_TRACK ?= 1
 export EXTRA PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-fresh test lint format smollm2 requirements clean
+.PHONY: help setup demo demo-fresh recipe test lint format smollm2 requirements clean
 
 help: ## list these targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1|/' | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
@@ -23,6 +23,9 @@ demo: setup ## watch a small language model learn arithmetic by reinforcement, o
 
 demo-fresh: setup ## the demo again, from the start
 	@$(BIN)/rlplatform run configs/recipe/demo.yaml --fresh
+
+recipe: setup ## the staged recipe in miniature: base, cold start, RL, fusion, general RL, distillation; resumes
+	@$(BIN)/rlplatform run configs/recipe/qwen3_mini.yaml
 
 test: setup ## every test
 	@$(BIN)/python -m pytest

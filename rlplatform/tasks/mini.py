@@ -1,0 +1,137 @@
+"""Data of the whole recipe in miniature: sums for a model of a million parameters (``configs/recipe/qwen3_mini.yaml``).
+
+    base      what a base model knows: sums said at once, sums worked out in the answer where the prompt asks for it,
+              and the answers of a few general tasks; no thought anywhere
+    teacher   sums with the columns worked out in the thought
+    queries   for the cold start, some of which its filters must drop; with the worked answer as a demonstration
+    rl        for reinforcement
+    student   the same prompts, every second one with /no_think: for distillation in both modes
+    plain     non-thinking answers by task, for the fusion
+    test      held out
+
+No problem is in two of them, but for ``plain``, whose sums are those that ``base`` says at once, and ``student``.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rlplatform.tasks import arithmetic
+from rlplatform.tasks.general import suite
+
+Row = dict[str, Any]
+
+GENERAL = ("letter_case", "marks")  # tasks of one turn whose answers a rule can check
+EMPTY = "<think>\n\n</think>\n\n"
+
+
+def problems(
+    seed: int,
+    *,
+    num_direct: int = 4000,
+    num_worked: int = 4000,
+    num_teacher: int = 4000,
+    num_queries: int = 400,
+    num_rl: int = 1500,
+    num_test: int = 256,
+    num_general: int = 1500,
+    digits: Mapping[Any, float] | None = None,
+    general: Sequence[str] = GENERAL,
+) -> dict[str, list[Row]]:
+    """The splits above; equal arguments give equal rows. A row has ``id``, ``prompt``, ``domain`` and what its use
+    needs: ``answer``, ``messages``, ``worked`` and ``said`` (good responses with and without a thought), ``task``.
+
+    Raises:
+        ValueError: sizes or digits that ``arithmetic.problems`` refuses.
+    """
+    sums = arithmetic.problems(
+        seed,
+        num_sft=num_direct + num_worked + num_teacher,
+        num_train=num_queries + num_rl,
+        num_test=num_test,
+        digits=digits or {2: 0.15, 3: 0.85},
+    )
+    rows = {split: [_sum(row) for row in made] for split, made in sums.items()}
+    direct = rows["sft"][:num_direct]
+    worked = rows["sft"][num_direct : num_direct + num_worked]
+    answers = general_answers(seed, general, num_general)
+    said = [{**_plain(row), "task": "sums", "grader": "math", "response": row["said"]} for row in direct]
+    base = [_spoken(row["prompt"], row["response"]) for row in [*said, *answers]]
+    base += [_spoken(f"Work out: {row['prompt']}", _without_thought(row["worked"])) for row in worked]
+    random.Random(f"mini/{seed}/base").shuffle(base)
+    queries = [_plain(row, "worked", "said") for row in rows["train"][:num_queries]]
+    rl = [_plain(row, "worked", "said") for row in rows["train"][num_queries:]]
+    return {
+        "base": [{"id": f"base-{k:06d}", **row} for k, row in enumerate(base)],
+        "teacher": rows["sft"][num_direct + num_worked :],
+        "queries": [*queries, *unverifiable(queries)],
+        "rl": rl,
+        "student": [
+            {**row, "prompt": row["prompt"] + " /no_think" * (k % 2), "thinking": k % 2 == 0}
+            for k, row in enumerate(rl)
+        ],
+        "plain": [*said, *answers],
+        "test": [_plain(row) for row in rows["test"]],
+    }
+
+
+def _sum(row: Row) -> Row:
+    return {
+        **row,
+        "worked": row["messages"][-1]["content"],
+        "said": f"\\boxed{{{row['answer']}}}",
+        "domain": f"{row['digits']} digits",
+    }
+
+
+def _plain(row: Row, *more: str) -> Row:
+    return {key: row[key] for key in ("id", "prompt", "answer", "domain", *more)}
+
+
+def _spoken(prompt: str, answer: str) -> Row:
+    messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": EMPTY + answer}]
+    return {"messages": messages}
+
+
+def _without_thought(worked: str) -> str:
+    """The lines of the thought as part of the answer."""
+    return worked.replace("<think>\n", "").replace("\n</think>\n", "")
+
+
+def general_answers(seed: int, tasks: Sequence[str], num: int) -> list[Row]:
+    """Unflagged rows of general tasks with the answer alone: the task's own columns stay, for checklists."""
+    if not num:
+        return []
+    flags = {"think": 0.0, "no_think": 0.0, "none": 1.0}
+    made = suite(seed, tasks=list(tasks), num_sft=num, num_train=0, num_test=0, flag_shares=flags, system_share=0.0)[
+        "sft"
+    ]
+    return [
+        {
+            "id": row["id"],
+            "prompt": row["prompt"][0]["content"],
+            "answer": row["answer"],
+            "domain": row["ability"],
+            "task": row["task"],
+            "grader": "exact",
+            "response": row["messages"][-1]["content"].partition("</think>\n\n")[2],
+        }
+        for row in made
+        if len(row["prompt"]) == 1
+    ]
+
+
+def unverifiable(queries: Sequence[Row]) -> list[Row]:
+    """One of each kind that the query filters drop, for every fifty queries."""
+    made: list[Row] = []
+    for k in range(max(len(queries) // 50, 1)):
+        question = queries[k % len(queries)]["prompt"].removeprefix("What is ").removesuffix("?")
+        made += [
+            {"prompt": f"Prove that {question} is a number.", "answer": "proof", "domain": "proofs"},
+            {"prompt": f"Write a poem about {question}.", "answer": "poem", "domain": "texts"},
+            {"prompt": f"(a) What is {question}? (b) Is it even?", "answer": "both", "domain": "parts"},
+            {"prompt": f"What comes after {question}?", "answer": "", "domain": "open"},
+        ]
+    return [{"id": f"unverifiable-{k:03d}", **row, "worked": "", "said": ""} for k, row in enumerate(made)]
