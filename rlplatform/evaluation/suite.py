@@ -95,9 +95,11 @@ def _task(config: BenchmarksConfig, benchmark: Benchmark, tokenizer: Any, folder
         )
         found = prompts_of(data, tokenizer, folder, f"{benchmark.name}-{mode}")
         prompts[mode], left_out[mode] = found.prompts, len(found.too_long)
+    if prompts:
+        asked = next(iter(prompts.values()))
+        check_columns(reward, asked)
         with probe(reward) as rewards:
-            check_columns(reward, found.prompts)
-            rewards.check(found.prompts)
+            rewards.check(asked)
     num_samples = 1 if benchmark.multi_turn else config.num_samples or benchmark.num_samples
     sampling = {mode: sampling_of(config, benchmark, mode) for mode in modes}
     hashed = results.file_hash(file)
