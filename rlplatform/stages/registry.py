@@ -17,13 +17,14 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from rewards.base import load_function
+from rewards.base import NOT_APPLICABLE, load_function
+from rewards.response import parse
 from rlplatform.stages.checklists import check_responses
 from rlplatform.stages.fusion import usable
-from rlplatform.stages.pass_rates import measure
+from rlplatform.stages.pass_rates import PassRate, measure
 from rlplatform.stages.query_filters import balance_domains, hold_out, not_verifiable, solved_without_thinking
 from rlplatform.stages.query_selection import select_queries
-from rlplatform.stages.records import Filter
+from rlplatform.stages.records import Filter, Row, text_column
 from rlplatform.stages.response_filters import (
     disagreement,
     guessing,
@@ -55,7 +56,7 @@ FILTERS: Mapping[str, Callable[..., Any]] = {
 }
 RATES, ROWS = "rates", ("used", "validation")
 FUNCTIONS = ("labeller", "same", "write_items", "grade_items")
-MODE_OF_RATES = {"solved_without_thinking": False}  # samples of the other mode are refused
+MODE_OF_RATES = {"solved_without_thinking": False}  # samples of the other mode do not count
 
 ReadRows = Callable[[str], list[dict[str, Any]]]
 
@@ -113,7 +114,7 @@ def bind(name: str, settings: Mapping[str, Any], *, seed: int, read: ReadRows) -
     if "seed" in inspect.signature(function).parameters:
         bound.setdefault("seed", seed)
     if isinstance(bound.get(RATES), str):
-        bound[RATES] = measure(read(bound[RATES]), thinking=MODE_OF_RATES.get(function.__name__))
+        bound[RATES] = rates_of(read(bound[RATES]), thinking=MODE_OF_RATES.get(function.__name__))
     for key in ROWS:
         if key in bound:
             paths: Sequence[str] = [bound[key]] if isinstance(bound[key], str) else bound[key]
@@ -122,6 +123,21 @@ def bind(name: str, settings: Mapping[str, Any], *, seed: int, read: ReadRows) -
         if isinstance(bound.get(key), str):
             bound[key] = load_function(bound[key], f"steps.{name}.{key}")
     return partial(function, **bound)
+
+
+def rates_of(rows: Sequence[Row], *, thinking: bool | None) -> dict[str, PassRate]:
+    """Pass rates of judged responses. A stray one in the other mode, e.g. with a ``</think>`` of its own, says nothing.
+
+    Raises:
+        ValueError: more than half of them are in the other mode: the model was sampled in it.
+    """
+    if thinking is None:
+        return measure(rows)
+    stray = [parse(text_column(row, "response")).has_thought != thinking for row in rows]
+    if sum(stray) * 2 > len(rows):
+        return measure(rows, thinking=thinking)
+    silent = {"status": NOT_APPLICABLE, "score": None}
+    return measure({**row, **silent} if astray else row for row, astray in zip(rows, stray, strict=True))
 
 
 def files_of(settings: Mapping[str, Any]) -> list[str]:

@@ -290,6 +290,9 @@ def test_query_steps_read_what_they_need_from_files(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="expected a response without a thought"):
         filter_rows(config)
 
+    write(tmp_path / "plain.jsonl", [*thinking[:2], *plain[2:]])  # two that strayed say nothing, right as they are
+    assert "solved_without_thinking" not in filter_rows(config).summary["by_filter"]
+
 
 def test_peoples_verdicts_count_as_the_graders(tmp_path: Path) -> None:
     rows = [response("a"), response("b", score=0.0), response("b", 1, status="timeout", score=None)]
