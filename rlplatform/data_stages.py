@@ -1,223 +1,39 @@
-"""The stages of a recipe that make data: ``sample``, ``filter`` and ``fusion``. Rows in, rows out, nothing lost.
+"""The stages of a recipe that make data from rows: ``filter`` and ``fusion``. Rows in, rows out, nothing lost.
 
     queries ─ sample ─► responses.jsonl ─ filter ─► train.jsonl ─ sft, rl
                         queries.jsonl     fusion ─► train.jsonl ─ sft
 
-A response is a row with its query's columns and ``id``, ``sample``, ``prompt``, ``response``, ``opened``, ``status``,
-``score``, ``detail``, ``finish`` and ``length``. What a filter needs beside its rows it takes from files
-(``stage:NAME/responses.jsonl``). Rules and bounds are in ``rlplatform/stages``.
+What a filter needs beside its rows it takes from files (``stage:NAME/responses.jsonl``). Rules and bounds are in
+``rlplatform/stages``; responses come from ``sample_stage.py``.
 """
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from rewards.base import NOT_APPLICABLE, OK
-from rewards.format import prompt_opens_block
-from rlplatform.config import ConfigError, DataConfig, FilterConfig, FusionConfig, SampleConfig
+from rlplatform.config import ConfigError, DataConfig, FilterConfig, FusionConfig
 from rlplatform.data import normalise, read_rows
-from rlplatform.launch import Outcome, graded_fleet, graded_prompts, ray_session, sampling_params
-from rlplatform.reward_checks import accuracy_metric
-from rlplatform.runs import RunFolder, write_atomically
-from rlplatform.seeds import request_seed
+from rlplatform.launch import Outcome
+from rlplatform.runs import RunFolder
+from rlplatform.sample_stage import Row, write_rows
 from rlplatform.stages.annotation import export, never_solved, read_verdicts
 from rlplatform.stages.checklists import check_responses
 from rlplatform.stages.fusion import assemble, samples, usable
-from rlplatform.stages.pass_rates import PassRate, measure
 from rlplatform.stages.query_filters import HELD_OUT
 from rlplatform.stages.records import Filter, Records, apply_filters, row_key, write_parquet
 from rlplatform.stages.registry import bind
-from rlplatform.types import (
-    FINISH_LENGTH,
-    GenerationRequest,
-    Prompt,
-    RolloutGroup,
-    SamplingParams,
-    ScoredGroup,
-)
 
-Row = dict[str, Any]
-Generate = Callable[[Sequence[GenerationRequest], SamplingParams], list[RolloutGroup]]
-Score = Callable[[Sequence[RolloutGroup]], list[ScoredGroup]]
-
-RESPONSES, QUERIES, KEPT = "responses.jsonl", "queries.jsonl", "train.jsonl"
-VALIDATION, NEVER_SOLVED, RECORDS = "validation.jsonl", "never_solved.jsonl", "records.parquet"
-
-
-def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """One JSON object a line."""
-    write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+KEPT, VALIDATION, NEVER_SOLVED = "train.jsonl", "validation.jsonl", "never_solved.jsonl"
+RECORDS = "records.parquet"
 
 
 def rows_of(path: str) -> list[Row]:
     """The rows of a file, as written."""
     return [row for _, row in read_rows(DataConfig(path=path))]
-
-
-# --- sample ---------------------------------------------------------------------------------------------------------
-
-
-def sample(config: SampleConfig) -> Outcome:
-    """``num_samples`` graded completions of every query.
-
-    Raises:
-        ConfigError: data, model or rewards cannot be used; nothing was started.
-    """
-    folder = RunFolder(config.run_dir)
-    folder.begin(config)
-    metric = accuracy_metric(config.reward, config.metric)
-    prompts = graded_prompts(config, folder, "sample")
-    with ray_session(), ExitStack() as stack:
-        fleet, service = graded_fleet(config, folder, stack)
-        groups = ask(
-            prompts,
-            generate=lambda requests, params: fleet.generate(requests, sampling=params),
-            score=lambda scored: service.score(scored, step=0),
-            sampling=sampling_params(config.sampling),
-            num_samples=config.num_samples,
-            seed=config.seed,
-            demonstration=config.demonstration if config.use_demonstrations else "",
-        )
-        effective, graders = fleet.effective_sampling(), service.versions()
-    rows = [row for group in groups for row in response_rows(group, metric)]
-    queries = query_rows(prompts, rows)
-    write_rows(folder.path / RESPONSES, rows)
-    write_rows(folder.path / QUERIES, queries)
-    summary = {"model": config.model.path, "data": config.data.path, **sample_summary(queries, rows, groups)}
-    return Outcome(str(folder.path), summary | {"sampling": effective, "graders": graders})
-
-
-def ask(
-    prompts: Sequence[Prompt],
-    *,
-    generate: Generate,
-    score: Score,
-    sampling: SamplingParams,
-    num_samples: int,
-    seed: int,
-    demonstration: str = "",
-) -> list[ScoredGroup]:
-    """The graded group of every prompt, in order. Seeds depend on the run's seed and the prompt's place alone."""
-    requests = [
-        GenerationRequest(prompt, num_samples, 0, index, request_seed(seed, 0, index, num_samples, stream="sample"))
-        for index, prompt in enumerate(prompts)
-    ]
-    groups = generate(requests, sampling)
-    if demonstration:
-        groups = [with_demonstrations(group, demonstration) for group in groups]
-    scored = sorted(score(groups), key=lambda group: group.group.index)
-    if [group.group.index for group in scored] != list(range(len(prompts))):
-        raise RuntimeError(f"sample: expected {len(prompts)} graded groups, one a query, got {len(scored)}")
-    return scored
-
-
-def with_demonstrations(group: RolloutGroup, column: str) -> RolloutGroup:
-    """The group with the text of its first, third, ... rollout replaced; the tokens stay, nothing is trained on them.
-
-    Raises:
-        ConfigError: the prompt has no such column.
-    """
-    text = group.prompt.columns.get(column)
-    if not isinstance(text, str):
-        raise ConfigError(f"prompt {group.prompt.prompt_id}: demonstration: expected text in column {column!r}")
-    rollouts = [
-        replace(rollout, text=text, finish="stop") if k % 2 == 0 else rollout
-        for k, rollout in enumerate(group.rollouts)
-    ]
-    return replace(group, rollouts=tuple(rollouts))
-
-
-def _id(columns: Mapping[str, Any], otherwise: str) -> str:
-    return otherwise if columns.get("id") in (None, "") else str(columns["id"])
-
-
-def _query(prompt: Prompt) -> Row:
-    """A query's own columns; its id is column ``id``, else its place in the dataset."""
-    messages = [dict(message) for message in prompt.messages]
-    alone = len(messages) == 1 and messages[0]["role"] == "user"
-    return {
-        **{key: value for key, value in prompt.columns.items() if key != "messages"},
-        "id": _id(prompt.columns, prompt.prompt_id),
-        "prompt": messages[0]["content"] if alone else messages or prompt.text,
-    }
-
-
-def response_rows(scored: ScoredGroup, metric: str) -> list[Row]:
-    """One row a completion. A verdict that is ok and says nothing of the metric's part is ``not_applicable``."""
-    query = _query(scored.group.prompt)
-    rows = []
-    for number, (rollout, verdict) in enumerate(zip(scored.group.rollouts, scored.verdicts, strict=True)):
-        judged = verdict.ok and metric in verdict.parts
-        rows.append(
-            {
-                **query,
-                "sample": number,
-                "response": rollout.text,
-                "opened": prompt_opens_block("", scored.group.prompt.text),
-                "status": verdict.status if judged or not verdict.ok else NOT_APPLICABLE,
-                "score": float(verdict.parts[metric]) if judged else None,
-                "reward": float(verdict.score) if verdict.ok else None,
-                "detail": verdict.detail,
-                "finish": rollout.finish,
-                "length": len(rollout),
-            }
-        )
-    return rows
-
-
-def query_rows(prompts: Sequence[Prompt], responses: Sequence[Mapping[str, Any]]) -> list[Row]:
-    """One row a query: its columns, and ``pass_rate`` (None without an ok verdict) with its counts and interval.
-
-    Raises:
-        ConfigError: two queries of one id.
-    """
-    rates = measure(responses)
-    rows = []
-    for prompt in prompts:
-        query = _query(prompt)
-        rate = rates.get(query["id"], PassRate(0, 0))
-        low, high = rate.interval()
-        rows.append(
-            {
-                **query,
-                "pass_rate": rate.rate if rate.num_samples else None,
-                "pass_rate_interval": [low, high],
-                "num_correct": rate.num_correct,
-                "num_samples": rate.num_samples,
-                "num_not_ok": rate.num_not_ok,
-            }
-        )
-    doubled = [name for name, count in Counter(row["id"] for row in rows).items() if count > 1]
-    if doubled:
-        raise ConfigError(f"queries: expected every query to have an id of its own, {doubled[:5]} came more than once")
-    return rows
-
-
-def sample_summary(
-    queries: Sequence[Mapping[str, Any]], responses: Sequence[Mapping[str, Any]], groups: Sequence[ScoredGroup]
-) -> dict[str, Any]:
-    """What the results table shows of a sample stage; the whole list of pass rates is in ``queries.jsonl``."""
-    rates = [query["pass_rate"] for query in queries if query["pass_rate"] is not None]
-    return {
-        "queries": len(queries),
-        "responses": len(responses),
-        "rejected": sum(group.group.num_rejected for group in groups),
-        "statuses": dict(Counter(row["status"] for row in responses)),
-        "pass_rate": float(np.mean(rates)) if rates else None,
-        "solved": sum(query["num_correct"] > 0 for query in queries),
-        "truncated": sum(row["finish"] == FINISH_LENGTH for row in responses),
-        "length_mean": float(np.mean([row["length"] for row in responses])) if responses else 0.0,
-        "pass_rates": dict(sorted(Counter(f"{rate:.3g}" for rate in rates).items(), key=lambda item: float(item[0]))),
-    }
 
 
 # --- filter ---------------------------------------------------------------------------------------------------------
@@ -365,22 +181,3 @@ def keyed(paths: Sequence[str]) -> list[Row]:
             seen.add(row_key(row))
             rows.append(row)
     return rows
-
-
-def headline(kind: str, summary: Mapping[str, Any]) -> str:
-    """One line for the results table; "" for kinds that have a table of their own."""
-    if kind == "sample":
-        rate = "no verdict" if summary["pass_rate"] is None else f"pass rate {summary['pass_rate']:.1%}"
-        not_ok = sum(count for status, count in summary["statuses"].items() if status != OK)
-        more = f", {not_ok} verdicts not ok" if not_ok else ""
-        return f"{summary['queries']} queries, {summary['responses']} responses, {rate}{more}"
-    if kind == "filter":
-        reasons = [f"{reason} {count}" for found in summary["by_filter"].values() for reason, count in found.items()]
-        return f"{summary['kept']} of {summary['rows']} kept" + (f"; {', '.join(reasons)}" if reasons else "")
-    if kind == "fusion":
-        return (
-            f"{summary['conversations']} conversations, {summary['thinking_turns']} of {summary['turns']} turns think"
-        )
-    if kind == "eval":
-        return f"pass@1 {summary['accuracy']:.1%} ± {summary['accuracy_ci95']:.1%}"
-    return ""

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rewards.base import OK
 from rlplatform.config import RecipeConfig, RLConfig, RunConfig
 from rlplatform.reads import reads_do_not_count
 from rlplatform.runs import RunFolder, write_atomically
@@ -137,9 +138,26 @@ def recipe_results(
     return results
 
 
-def _headline(done: Mapping[str, Any]) -> dict[str, str]:
-    from rlplatform.data_stages import headline
+def headline(kind: str, summary: Mapping[str, Any]) -> str:
+    """One line for the results table; "" for kinds that have a table of their own."""
+    if kind == "sample":
+        rate = "no verdict" if summary["pass_rate"] is None else f"pass rate {summary['pass_rate']:.1%}"
+        not_ok = sum(count for status, count in summary["statuses"].items() if status != OK)
+        more = f", {not_ok} verdicts not ok" if not_ok else ""
+        return f"{summary['queries']} queries, {summary['responses']} responses, {rate}{more}"
+    if kind == "filter":
+        reasons = [f"{reason} {count}" for found in summary["by_filter"].values() for reason, count in found.items()]
+        return f"{summary['kept']} of {summary['rows']} kept" + (f"; {', '.join(reasons)}" if reasons else "")
+    if kind == "fusion":
+        return (
+            f"{summary['conversations']} conversations, {summary['thinking_turns']} of {summary['turns']} turns think"
+        )
+    if kind == "eval":
+        return f"pass@1 {summary['accuracy']:.1%} ± {summary['accuracy_ci95']:.1%}"
+    return ""
 
+
+def _headline(done: Mapping[str, Any]) -> dict[str, str]:
     said = headline(str(done["kind"]), done["summary"])
     return {"headline": said} if said else {}
 

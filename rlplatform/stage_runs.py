@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from rlplatform.config import BenchmarksConfig, ConfigError, DatasetConfig, InitModelConfig, PreferenceConfig, SFTConfig
-from rlplatform.data_stages import filter_rows, fusion, sample
+from rlplatform.data_stages import filter_rows, fusion
 from rlplatform.launch import Outcome, ray_session, run_eval, run_rl
 from rlplatform.runs import RunFolder, write_atomically
+from rlplatform.sample_stage import sample
 
 
 def say(text: str) -> None:

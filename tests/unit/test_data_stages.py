@@ -29,9 +29,10 @@ from rlplatform.config import (
 )
 from rlplatform.configfile import load_values, stages
 from rlplatform.data import CurriculumPrompts, DataError, ShuffledPrompts, prompt_stream
-from rlplatform.data_stages import ask, conversation, filter_rows, fusion, query_rows, response_rows, sample_summary
+from rlplatform.data_stages import conversation, filter_rows, fusion
 from rlplatform.pipeline import run_config
 from rlplatform.plan import FINISHED, STARTS_OVER, plan_recipe
+from rlplatform.sample_stage import ask, query_rows, response_rows, sample_summary, write_rows
 from rlplatform.smoke import shorten
 from rlplatform.stages.records import read_parquet
 from rlplatform.types import GenerationRequest, Prompt, Rollout, RolloutGroup, SamplingParams, ScoredGroup
@@ -407,8 +408,8 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Rec
         groups = asked(fleet, rows, num_samples=config.num_samples)
         responses = [row for group in groups for row in response_rows(group, "math")]
         queries = query_rows(rows, responses)
-        data_stages.write_rows(Path(config.run_dir) / "responses.jsonl", responses)
-        data_stages.write_rows(Path(config.run_dir) / "queries.jsonl", queries)
+        write_rows(Path(config.run_dir) / "responses.jsonl", responses)
+        write_rows(Path(config.run_dir) / "queries.jsonl", queries)
         return data_stages.Outcome(config.run_dir, sample_summary(queries, responses, groups))
 
     monkeypatch.setitem(pipeline.STAGES, "sample", sample)
