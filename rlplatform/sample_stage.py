@@ -29,6 +29,7 @@ from rlplatform.seeds import request_seed
 from rlplatform.stages.pass_rates import PassRate, measure
 from rlplatform.types import (
     FINISH_LENGTH,
+    FINISH_STOP,
     GenerationRequest,
     Prompt,
     RolloutGroup,
@@ -116,10 +117,8 @@ def with_demonstrations(group: RolloutGroup, column: str) -> RolloutGroup:
     text = group.prompt.columns.get(column)
     if not isinstance(text, str):
         raise ConfigError(f"prompt {group.prompt.prompt_id}: demonstration: expected text in column {column!r}")
-    rollouts = [
-        replace(rollout, text=text, finish="stop") if k % 2 == 0 else rollout
-        for k, rollout in enumerate(group.rollouts)
-    ]
+    rollouts = list(group.rollouts)
+    rollouts[::2] = [replace(rollout, text=text, finish=FINISH_STOP) for rollout in rollouts[::2]]
     return replace(group, rollouts=tuple(rollouts))
 
 
