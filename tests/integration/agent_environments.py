@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rlplatform.environments.contract import Opening, Step
+from rlplatform.environments.contract import Chat, LimitReached, Opening, Step
+from rlplatform.environments.python_sandbox import PythonSandbox
+from rlplatform.environments.tools import call_text
 from rlplatform.types import Message
 
 TOOL = {"type": "function", "function": {"name": "echo", "parameters": {"type": "object", "properties": {}}}}
@@ -50,6 +52,26 @@ class Echo:
 class NoOpening(Echo):
     def reset(self, *, seed: int, row: Mapping[str, Any]) -> Opening:
         raise ConnectionError("the shop is closed")
+
+
+class Interpreter(PythonSandbox):
+    """The built-in one, called with a program of ours whatever the model said; then it has its answer."""
+
+    def step(self, message: Message) -> Step:
+        called = self.num_calls + self.num_errors
+        text = "42" if called else call_text("python", {"code": "print(6 * 7)"})
+        return super().step({"role": "assistant", "content": text})
+
+
+async def talk(row: Mapping[str, Any], chat: Chat) -> float:
+    """Asks until a limit is reached, then says how many answers it had."""
+    messages: list[Message] = [{"role": "user", "content": row["prompt"]}]
+    while True:
+        try:
+            messages.append(await chat(messages))
+        except LimitReached:
+            return float(len(messages) // 2)
+        messages.append({"role": "user", "content": "go on"})
 
 
 def brief(completions: list[Any]) -> list[float]:

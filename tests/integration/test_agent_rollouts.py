@@ -230,6 +230,24 @@ def test_an_environment_that_cannot_begin_is_counted_too(setup: Setup) -> None:
     assert [rollout.verdict.status for rollout in group.rollouts if rollout.verdict] == [ERROR] * 3
 
 
+def test_the_interpreter_and_async_functions_play_in_a_worker_too(setup: Setup) -> None:
+    """Sandboxes start inside an engine's process; an event loop turns beside it."""
+    rows = [
+        {"environment": f"{environments.__file__}:Interpreter", "answer": "42"},
+        {"environment": f"{environments.__file__}:talk"},
+    ]
+    ran, talked = setup.fleet.generate(requests(setup, rows, num_samples=2))
+    for rollout in ran.rollouts:
+        assert rollout.verdict is not None
+        assert (rollout.verdict.status, rollout.verdict.score) == (OK, 1.0), rollout.verdict.detail
+        assert "<tool_response>\n42\n</tool_response>" in rollout.text
+    for rollout in talked.rollouts:
+        assert rollout.verdict is not None
+        assert (rollout.verdict.status, rollout.verdict.score) == (OK, 4.0), rollout.verdict.detail
+        assert len(turns(rollout)) == 4
+    assert len(talked.prompt.token_ids) < len(ran.prompt.token_ids)  # it shows no tools: its opening is the prompt
+
+
 def test_a_publish_between_two_turns_is_seen_in_the_later_one(setup: Setup, tmp_path: Path) -> None:
     """The environments have the word while other weights are published."""
     fleet = setup.fleet
