@@ -81,6 +81,7 @@ def test_checkpoints_are_complete_and_the_exported_model_equals_them(smoke_demo:
 # Keys that a run of the demo has no reason to read, each with why.
 NOT_IN_THIS_RUN = {
     "EvalConfig": "another kind of run; see test_eval_reads_its_config",
+    "BenchmarksConfig": "another kind of run; see tests/unit/test_benchmarks_runs.py",
     "EnvironmentConfig": "only with an environment; see tests/integration/test_agent_rollouts.py",
     "SampleConfig": "another kind of run; see tests/integration/test_recipe_stages.py",
     "FilterConfig": "another kind of run; see tests/unit/test_data_stages.py",
