@@ -139,7 +139,7 @@ def recipe_results(
 
 
 def headline(kind: str, summary: Mapping[str, Any]) -> str:
-    """One line for the results table; "" for kinds that have a table of their own."""
+    """One line for the results table; "" where a kind has none."""
     if kind == "sample":
         rate = "no verdict" if summary["pass_rate"] is None else f"pass rate {summary['pass_rate']:.1%}"
         not_ok = sum(count for status, count in summary["statuses"].items() if status != OK)
@@ -152,7 +152,10 @@ def headline(kind: str, summary: Mapping[str, Any]) -> str:
         return (
             f"{summary['conversations']} conversations, {summary['thinking_turns']} of {summary['turns']} turns think"
         )
-    if kind == "eval":
+    if kind == "rl" and "eval/accuracy" in summary.get("after", {}):
+        before, after = (summary[when].get("eval/accuracy", float("nan")) for when in ("before", "after"))
+        return f"held out {before:.1%} before, {after:.1%} after"
+    if kind == "eval" and "accuracy" in summary:
         return f"pass@1 {summary['accuracy']:.1%} ± {summary['accuracy_ci95']:.1%}"
     return ""
 
