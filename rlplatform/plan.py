@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rlplatform.config import (
+    BenchmarksConfig,
     ConfigError,
     EvalConfig,
     FilterConfig,
@@ -208,6 +209,10 @@ def data_hashes(resolved: Any) -> dict[str, str]:
             paths.append(resolved.heldout.path)
         if isinstance(resolved, FilterConfig | FusionConfig):
             paths += resolved.files
+        if isinstance(resolved, BenchmarksConfig):
+            from rlplatform.evaluation.rows import files_of
+
+            paths += files_of(resolved)
     return {path: _content(Path(path)) for path in paths if path and Path(path).exists()}
 
 

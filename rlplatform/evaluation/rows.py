@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rlplatform.config import DataConfig
+from rlplatform.config import BenchmarksConfig, DataConfig
 from rlplatform.data import DataError, read_rows
-from rlplatform.evaluation.benchmarks import Benchmark, Source
+from rlplatform.evaluation.benchmarks import Benchmark, Source, select
 from rlplatform.evaluation.prompts import Exemplars, Row
 from rlplatform.runs import write_atomically
 
@@ -45,6 +45,16 @@ def rows_of(benchmark: Benchmark, *, data_dir: str = "", path: str = "", seed: i
     if not prepared:
         raise DataError(f"{benchmark.name}: expected at least one row, and all {len(found)} were left out")
     return spread(prepared, limit)
+
+
+def files_of(config: BenchmarksConfig) -> list[str]:
+    """The local files that a run reads: a change of one of them is another run."""
+    found = list(config.paths.values())
+    for one in select(config.benchmarks):
+        found += [
+            str(Path(config.data_dir) / own.local) for own in (one.source, one.exemplars) if own and config.data_dir
+        ]
+    return sorted(set(found))
 
 
 def spread(rows: list[Row], limit: int) -> list[Row]:

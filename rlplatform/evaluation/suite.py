@@ -10,13 +10,14 @@ All data is read and every reward tried before the engine starts.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rlplatform.config import BenchmarksConfig, DataConfig, RewardConfig, SamplingConfig
+from rlplatform.config import BenchmarksConfig, ConfigError, DataConfig, RewardConfig, SamplingConfig
 from rlplatform.evaluation import budget_sweep, results, think_follow
 from rlplatform.evaluation.benchmarks import NON_THINKING, SAMPLING, THINKING, Benchmark, select
 from rlplatform.evaluation.budget_sweep import Point, with_budget
@@ -83,6 +84,7 @@ def _task(config: BenchmarksConfig, benchmark: Benchmark, tokenizer: Any, folder
     file = write_rows(rows, folder.path / "rows" / f"{benchmark.name}.jsonl")
     modes = modes_of(config, benchmark)
     reward = replace(config.reward, functions={} if benchmark.multi_turn else dict(benchmark.functions))
+    sampling = {mode: sampling_of(config, benchmark, mode) for mode in modes}
     prompts: dict[str, tuple[Prompt, ...]] = {}
     left_out: dict[str, int] = {}
     for mode in () if benchmark.multi_turn else modes:
@@ -95,15 +97,33 @@ def _task(config: BenchmarksConfig, benchmark: Benchmark, tokenizer: Any, folder
         )
         found = prompts_of(data, tokenizer, folder, f"{benchmark.name}-{mode}")
         prompts[mode], left_out[mode] = found.prompts, len(found.too_long)
+    _check_fits(config, benchmark, prompts, sampling)
     if prompts:
         asked = next(iter(prompts.values()))
         check_columns(reward, asked)
         with probe(reward) as rewards:
             rewards.check(asked)
     num_samples = 1 if benchmark.multi_turn else config.num_samples or benchmark.num_samples
-    sampling = {mode: sampling_of(config, benchmark, mode) for mode in modes}
     hashed = results.file_hash(file)
     return Task(benchmark, tuple(rows), hashed, num_samples, prompts, left_out, reward, sampling)
+
+
+def _check_fits(
+    config: BenchmarksConfig,
+    benchmark: Benchmark,
+    prompts: Mapping[str, Sequence[Prompt]],
+    sampling: Mapping[str, SamplingParams],
+) -> None:
+    """Raises ConfigError where a prompt and its answer are longer than the engine's sequences."""
+    limit = max_model_len(config)
+    for mode, own in prompts.items():
+        longest = max(len(prompt.token_ids) for prompt in own)
+        if longest + sampling[mode].max_new_tokens > limit:
+            raise ConfigError(
+                f"{benchmark.name}: the longest prompt has {longest} tokens, and with sampling.max_new_tokens="
+                f"{sampling[mode].max_new_tokens} it does not fit into {limit}; raise model.max_model_len, or lower "
+                "sampling.max_new_tokens or max_prompt_tokens (longer prompts are then left out)"
+            )
 
 
 # --- measuring ------------------------------------------------------------------------------------------------------
@@ -197,6 +217,7 @@ def run_benchmarks(config: BenchmarksConfig) -> Outcome:
         stack.callback(fleet.close)
 
         def measure(task: Task, prompts: Sequence[Prompt], sampling: SamplingParams, name: str) -> Evaluation:
+            print(f"{name}: {len(prompts)} problems x {task.num_samples}", file=sys.stderr, flush=True)
             service = RewardService(task.reward, folder.path)
             try:
                 graders[task.benchmark.name] = service.versions()

@@ -24,7 +24,7 @@ from rlplatform.evaluation import results, suite, think_follow
 from rlplatform.evaluation.benchmarks import BENCHMARKS
 from rlplatform.evaluation.budget_sweep import Point, check, plot, token_counts, with_budget
 from rlplatform.evaluation.page import table
-from rlplatform.evaluation.rows import rows_of, write_rows
+from rlplatform.evaluation.rows import files_of, rows_of, write_rows
 from rlplatform.evaluation.runner import Evaluation
 from rlplatform.launch import evaluator
 from rlplatform.runs import RunFolder
@@ -440,6 +440,18 @@ def test_the_command_line_says_what_does_not_go_together(arguments: list[str], m
 def test_the_engine_holds_the_longest_benchmark() -> None:
     assert suite.max_model_len(BenchmarksConfig(benchmarks=("gsm8k", "aime24"))) == 4096 + 38912
     assert suite.max_model_len(BenchmarksConfig(benchmarks=("gsm8k",), sampling={"max_new_tokens": 100})) == 4196
+
+
+def test_what_does_not_fit_the_engine_is_said_before_it_starts(tokenizer: Any, tmp_path: Path) -> None:
+    config = replace(config_of(tmp_path), model=ModelConfig(path="none", max_model_len=70))
+    with pytest.raises(ConfigError, match=r"mgsm: the longest prompt has .* does not fit into 70"):
+        suite.prepare(config, tokenizer, RunFolder(config.run_dir))
+
+
+def test_the_files_of_a_run_are_its_sets_and_exemplars() -> None:
+    config = BenchmarksConfig(benchmarks=("mmlu", "lengthctrl"), data_dir="d", paths={"mmlu": "own.jsonl"})
+    assert files_of(config) == ["d/mmlu/dev.jsonl", "d/mmlu/test.jsonl.gz", "own.jsonl"]
+    assert files_of(BenchmarksConfig()) == []
 
 
 def test_the_lineage_key_is_that_of_the_stage_that_made_the_model(tmp_path: Path) -> None:
