@@ -8,6 +8,7 @@ a property. ``configfile.py`` reads, prints and saves these.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from model.init import build_config
@@ -746,6 +747,11 @@ class FilterConfig(TrackedReads):
     def __post_init__(self) -> None:
         from rlplatform.stages.registry import check_step
 
+        _require(
+            not (self.verdicts and Path(self.run_dir).absolute() in Path(self.verdicts).absolute().parents),
+            f"verdicts={self.verdicts}: expected a copy outside {self.run_dir}, which is set aside when the stage runs "
+            "again",
+        )
         for name, settings in self.steps.items():
             try:
                 check_step(name, settings)

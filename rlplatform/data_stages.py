@@ -47,6 +47,8 @@ def filter_rows(config: FilterConfig) -> Outcome:
     """
     folder = RunFolder(config.run_dir)
     folder.begin(config)
+    for name in (KEPT, VALIDATION, NEVER_SOLVED):  # an attempt that stopped may have left them
+        (folder.path / name).unlink(missing_ok=True)
     rows = input_rows(config.data)
     try:
         rows = judged_by_people(rows, config.verdicts)

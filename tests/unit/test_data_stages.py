@@ -306,6 +306,9 @@ def test_peoples_verdicts_count_as_the_graders(tmp_path: Path) -> None:
     done = filter_rows(step(tmp_path, path, {"wrong_answer": {}}, verdicts=judged))
     assert [(row["id"], row["sample"]) for row in lines(tmp_path / "f/train.jsonl")] == [("a", 0), ("b", 1)]
     assert "never_solved" not in done.summary
+    assert not (tmp_path / "f/never_solved.jsonl").exists()
+    with pytest.raises(ConfigError, match="expected a copy outside"):
+        step(tmp_path, path, {}, verdicts=str(tmp_path / "f/never_solved.jsonl"))
 
 
 def test_nothing_left_and_unknown_settings_are_said_plainly(tmp_path: Path) -> None:
