@@ -143,7 +143,7 @@ def read_rows(config: DataConfig) -> Iterator[tuple[str, dict[str, Any]]]:
         paths = files_of_split(path, config.split)
     elif path.is_file():
         paths = [path]
-    elif path.suffix or path.is_absolute() or config.path.startswith("."):
+    elif (path.suffix and ":" not in path.name) or path.is_absolute() or config.path.startswith("."):
         raise DataError(f"data.path={config.path!r}: no such file")
     else:
         yield from _read_hub(config.path, config.split)

@@ -15,7 +15,7 @@ from rewards.format import prompt_opens_block, text_of
 from rewards.text import chosen_letter, unreadable
 
 _FIELD = re.compile(r"[\"'`]?answer[\"'`]?\s*:\s*[\"'`]\s*\(?([^\"'`\n()]{1,20}?)\)?\s*[\"'`]", re.IGNORECASE)
-_SAID = re.compile(r"\banswer\s+is\s*:?\s*(.+)", re.IGNORECASE)
+_SAID = re.compile(r"\banswer\s+is\s*:?\s*(?=\S)", re.IGNORECASE)
 _BRACKETED = re.compile(r"\(([A-Z])\)")
 
 
@@ -70,7 +70,7 @@ def stated_answer_reward(
     prompt_text: Sequence[str] | None = None,
     **columns: Any,
 ) -> list[Verdict]:
-    """1.0 where what the last ``answer is ...`` says is column ``answer``, as BBH's exemplars end.
+    """1.0 where what the last ``answer is ...`` says, up to the end of its sentence, is column ``answer``.
 
     Without such a sentence, what the last ``\\boxed{}`` holds, else the whole answer. Compared without case, outer
     emphasis and a full stop at the end; white space counts as one space, and a choice's letter is enough: ``(B)``,
@@ -94,9 +94,11 @@ def stated(text: str) -> str:
     >>> stated("So we add. So the answer is (B).")
     '(B)'
     """
-    found = _SAID.findall(text)
+    found = list(_SAID.finditer(text))
+    said = re.split(r"\n|\.\s", text[found[-1].end() :], maxsplit=1)[0] if found else text
     box = last_box(text)
-    said = unwrap_text(box) if box is not None and (not found or "box" in found[-1]) else found[-1] if found else text
+    if box is not None and (not found or "boxed" in said):
+        said = unwrap_text(box)
     return said.strip().strip("*$`\"' ").removesuffix(".").strip("*$`\"' ")
 
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rlplatform.config import ConfigError
 from rlplatform.evaluation.benchmarks import Benchmark
 from rlplatform.evaluation.runner import Evaluation, reduce
 from rlplatform.lineage import LINEAGE
@@ -28,6 +29,8 @@ def record(benchmark: Benchmark, evaluation: Evaluation, *, metric: str, num_sam
     """
     groups = evaluation.sampled
     counted = [group for group in groups if category_of(group) != benchmark.not_counted or not benchmark.not_counted]
+    if not counted:
+        raise ConfigError(f"{benchmark.name}: none of its {len(groups)} problems count; raise limit")
     found = reduce(counted, metric=metric, num_samples=num_samples)
     return {
         **{name.removeprefix("eval/"): value for name, value in found.items()},

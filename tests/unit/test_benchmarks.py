@@ -235,7 +235,7 @@ def test_bbh_takes_the_exemplars_of_its_task(tmp_path: Path) -> None:
 
 
 def test_mmlu_redux_leaves_broken_questions_out_and_reads_both_copies(tmp_path: Path) -> None:
-    rows = [
+    rows: list[dict[str, Any]] = [
         {**QUESTION, "answer": "2", "error_type": "ok", "error_type_norm": "ok"},
         {**QUESTION, "answer": "0", "error_type": "ok ", "error_type_norm": "wrong_groundtruth"},
         {**QUESTION, "answer": 3, "error_type": "ok"},
@@ -255,7 +255,7 @@ def test_mmlu_exemplars_are_the_subject_s_own(tmp_path: Path) -> None:
 def test_mgsm_and_mbpp_of_the_hub(tmp_path: Path) -> None:
     (row,) = local("mgsm", [{"question": "?", "answer": None, "answer_number": 1800, "lang": "th"}], tmp_path)
     assert (row["answer"], row["category"]) == ("1800", "th")
-    task = {"text": "Add.", "code": "def add(a, b):\r\n  return a + b", "test_setup_code": "x = 1"}
+    task: dict[str, Any] = {"text": "Add.", "code": "def add(a, b):\r\n  return a + b", "test_setup_code": "x = 1"}
     task |= {"test_list": ["assert add(1, x) == 2"]}
     rows = [{**task, "task_id": n} for n in (1, 10, 11, 510, 511)]
     dev = [{**task, "task_id": n} for n in (1, 2, 3, 4, 5)]
@@ -264,6 +264,58 @@ def test_mgsm_and_mbpp_of_the_hub(tmp_path: Path) -> None:
     assert found[0]["prompt"][1]["content"] == "```python\ndef add(a, b):\n  return a + b\n```"
     assert (found[0]["entry_point"], found[0]["tests"]) == ("add", [{"code": "x = 1\nassert add(1, x) == 2"}])
     assert grade("mbpp", found[0], "```python\ndef add(a, b):\n    return a + b\n```") == 1.0
+
+
+HUB_ROWS: dict[str, list[dict[str, Any]]] = {
+    "openai/gsm8k:main": [GSM],
+    "HuggingFaceH4/MATH-500": [{"problem": "?", "answer": "1", "subject": "Algebra", "level": 1, "unique_id": "u"}],
+    "HuggingFaceH4/aime_2024": [
+        {"id": 1, "problem": "?", "solution": "s", "answer": "033", "url": "u", "year": "2024"}
+    ],
+    "math-ai/aime25": [{"problem": "?", "answer": "70", "id": "0"}],
+    "openai/openai_humaneval": [
+        {"task_id": "HumanEval/0", "prompt": "def f():", "canonical_solution": "", "test": "", "entry_point": "f"}
+    ],
+    "google-research-datasets/mbpp:full": [
+        {"task_id": n, "text": "?", "code": "def f(): 1", "test_list": ["assert f()"], "test_setup_code": ""}
+        for n in (2, 3, 4, 11)
+    ],
+    "google/IFEval": [
+        {"key": 1, "prompt": "?", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{"x": None}]}
+    ],
+    "cais/mmlu:all": [{**QUESTION, "answer": 3}],
+    "edinburgh-dawg/mmlu-redux-2.0:": [{"question": "?", "choices": ["a", "b"], "answer": 0, "error_type": "ok"}],
+    "lukaemon/bbh:": [{"input": "?", "target": "Yes"}],
+    "juletxara/mgsm:": [{"question": "?", "answer": None, "answer_number": 4, "equation_solution": None}],
+}
+
+
+@pytest.mark.parametrize("name", [name for name, one in BENCHMARKS.items() if one.source])
+def test_a_set_of_the_hub_is_read_subset_by_subset(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows as the hub's dataset cards show them; what is asked of the hub is noted."""
+    benchmark, asked = BENCHMARKS[name], []
+    assert benchmark.source is not None
+
+    def read_hub(path: str, split: str) -> Any:
+        asked.append((path, split))
+        key = path if path in HUB_ROWS else path.partition(":")[0] + ":"
+        return ((f"{path} row", row) for row in HUB_ROWS[key])
+
+    monkeypatch.setattr("rlplatform.data._read_hub", read_hub)
+    folder = ""
+    if name == "bbh":  # its exemplars are files
+        folder = str(tmp_path)
+        (tmp_path / "bbh").mkdir()
+        cot = [{"task": task, "prompt": "-----\nThink."} for task in benchmark.source.subsets]
+        write_rows(cot, tmp_path / "bbh" / "cot_prompts.jsonl")
+    rows = rows_of(benchmark, data_dir=folder, path=benchmark.source.hub)
+    subsets = len(benchmark.source.subsets) or 1
+    assert len(rows) == subsets
+    own = [path for path, split in asked if split == benchmark.source.split]
+    assert len(set(own)) == subsets
+    assert subsets == {"mgsm": 11, "bbh": 27, "mmlu_redux": 57}.get(name, 1)
+    if subsets > 1:
+        assert {row["category"] for row in rows} == set(benchmark.source.subsets)
 
 
 def test_a_limit_meets_every_part_of_the_set() -> None:
@@ -309,7 +361,9 @@ def test_the_choice_field(text: str, letter: str) -> None:
     ("text", "said"),
     [
         ("So the answer is True.", "True"),
-        ("the answer is 1. No, the answer is **-50**.", "1. No, the answer is **-50"),
+        ("the answer is 1. No, the answer is **-50**.", "-50"),
+        ("The answer is yes. That was easy.", "yes"),
+        ("So the answer is 3.5", "3.5"),
         ("So the answer is 1.\nSo the answer is -50.", "-50"),
         (r"The answer is \boxed{24}.", "24"),
         (r"\boxed{\text{valid}}", "valid"),
