@@ -24,6 +24,7 @@ from model.chat import render_chat
 from model.tokenizer import load_tokenizer, train_bpe
 from rewards.base import ERROR, NOT_APPLICABLE, OK, TIMEOUT
 from rlplatform.config import EnvironmentConfig, ModelConfig, PublishConfig, RewardConfig, RolloutConfig
+from rlplatform.evaluation.runner import evaluate
 from rlplatform.seeds import request_seed
 from rlplatform.types import FINISH_LENGTH, GenerationRequest, Prompt, Rollout, RolloutGroup, SamplingParams
 from tests.integration import agent_environments as environments
@@ -320,6 +321,33 @@ def test_with_the_environment_alone_no_worker_is_started(setup: Setup, groups: l
         service.close()
     assert [verdict.score for verdict in played.verdicts] == [1.0] * 3
     assert [verdict.status for verdict in plain.verdicts] == [NOT_APPLICABLE] * 3
+
+
+def test_held_out_success_is_the_share_of_episodes(setup: Setup) -> None:
+    """Twice the same; an environment that fails counts as wrong and is counted."""
+    rows: list[dict[str, Any]] = [{"turns": 1}, {"turns": 2}, {"turns": 9}, {"trouble": "raises"}]
+    prompts = [request.prompt for request in requests(setup, rows)]
+    service = RewardService(RewardConfig(functions={"environment": 2.0}))
+    try:
+        first, again = (
+            evaluate(
+                prompts,
+                generate=setup.fleet.generate,
+                score=lambda groups: service.score(groups, step=0),
+                sampling=SAMPLING,
+                num_samples=2,
+                metric="environment",
+                seed=0,
+                greedy=True,
+            )
+            for _ in range(2)
+        )
+    finally:
+        service.close()
+    assert first.metrics["eval/accuracy"] == first.metrics["eval/greedy_accuracy"] == (0.5 + 0.5) / 4
+    assert first.metrics["eval/not_ok"] == 2
+    assert first.metrics == again.metrics
+    assert [tokens(group.group) for group in first.sampled] == [tokens(group.group) for group in again.sampled]
 
 
 def test_a_worker_killed_in_the_middle_of_an_episode_plays_it_again(
