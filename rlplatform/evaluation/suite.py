@@ -14,7 +14,6 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from rlplatform.config import BenchmarksConfig, ConfigError, DataConfig, RewardConfig, SamplingConfig
@@ -138,9 +137,9 @@ def measure_all(
     *,
     measure: Measure,
     generate: Generate,
-    report: Path,
+    folder: RunFolder,
 ) -> dict[str, Any]:
-    """Entries of all tasks in all modes and budgets, and the checks of the sweeps; plots lie in ``report``."""
+    """Entries of all tasks in all modes and budgets, and the checks of the sweeps; rollouts and plots go to ``folder``."""
     entries: list[results.Record] = []
     sweeps: dict[str, Any] = {}
     for task in tasks:
@@ -153,6 +152,8 @@ def measure_all(
                 seed=config.seed,
                 max_model_len=max_model_len(config),
             )
+            turns = think_follow.scored(task.rows, driven)
+            RunFolder(folder.path / f"{task.benchmark.name}-{DIALOGUE}").write_rollouts(turns, step=0, kind="eval")
             found = {"num_samples": 1, **think_follow.summary(task.rows, driven)}
             entries.append(_entry(config, task, DIALOGUE, None, found))
             continue
@@ -168,7 +169,7 @@ def measure_all(
             sweeps[name] = budget_sweep.check(points)
             other = [e for e in entries if e["benchmark"] == name and e["mode"] == NON_THINKING]
             line = (other[0]["accuracy"], other[0]["accuracy_ci95"]) if other else None
-            budget_sweep.plot(points, report / f"budget_{name}.png", title=name, non_thinking=line)
+            budget_sweep.plot(points, folder.report / f"budget_{name}.png", title=name, non_thinking=line)
     return {"entries": entries, "sweeps": sweeps}
 
 
@@ -238,7 +239,7 @@ def run_benchmarks(config: BenchmarksConfig) -> Outcome:
         def generate(requests: Any, sampling: SamplingParams) -> Any:
             return fleet.generate(requests, sampling=sampling)
 
-        found = measure_all(config, tasks, tokenizer, measure=measure, generate=generate, report=folder.report)
+        found = measure_all(config, tasks, tokenizer, measure=measure, generate=generate, folder=folder)
     summary = {
         "model": config.model.path,
         "lineage": results.lineage_key(config.model.path),

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from model.messages import render_chat
+from rewards.base import Verdict
 from rlplatform.evaluation.runner import Generate
 from rlplatform.seeds import request_seed
 from rlplatform.stages.pass_rates import PassRate
 from rlplatform.tasks.general.inhouse.thinkfollow import SORTS, followed, prompt_of
 from rlplatform.tasks.general.task import Row
-from rlplatform.types import FINISH_LENGTH, GenerationRequest, Prompt, RolloutGroup, SamplingParams
+from rlplatform.types import FINISH_LENGTH, GenerationRequest, Prompt, RolloutGroup, SamplingParams, ScoredGroup
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -100,15 +101,29 @@ def _prompt(row: Row, replies: Sequence[str], tokenizer: PreTrainedTokenizerBase
     return Prompt(f"{row['id']}-{len(replies)}", tuple(messages), ids, text, {"category": row["sorts"][len(replies)]})
 
 
+def scored(rows: Sequence[Row], driven: Driven) -> list[ScoredGroup]:
+    """Every turn that was answered, with its verdict, for the record of rollouts."""
+    good = _followed(rows, driven)
+    return [
+        ScoredGroup(group, (Verdict(score, parts={"followed": score}),) * len(group.rollouts))
+        for group in driven.groups
+        for score in (float(good[group.index][group.step]),)
+    ]
+
+
+def _followed(rows: Sequence[Row], driven: Driven) -> list[list[bool]]:
+    return [
+        followed(row, [reply or "" for reply in replies]) for row, replies in zip(rows, driven.replies, strict=True)
+    ]
+
+
 def summary(rows: Sequence[Row], driven: Driven) -> dict[str, Any]:
     """Shares from 0 to 1 with 95 % intervals. A turn that was not answered is not followed.
 
     Turns of one dialogue are not independent: the interval of ``per_turn`` is that of a ratio of sums over dialogues
     (Cochran 1977, section 6.3). ``per_dialogue`` has Wilson's.
     """
-    good = [
-        followed(row, [reply or "" for reply in replies]) for row, replies in zip(rows, driven.replies, strict=True)
-    ]
+    good = _followed(rows, driven)
     counts = np.array([len(turns) for turns in good], dtype=np.float64)
     hits = np.array([sum(turns) for turns in good], dtype=np.float64)
     share, error = _ratio(hits, counts)

@@ -128,7 +128,7 @@ def run(config: BenchmarksConfig, tokenizer: Any, engine: Engine) -> dict[str, A
             folder=RunFolder(folder.path / name),
         )(0)
 
-    return suite.measure_all(config, tasks, tokenizer, measure=measure, generate=engine.generate, report=folder.report)
+    return suite.measure_all(config, tasks, tokenizer, measure=measure, generate=engine.generate, folder=folder)
 
 
 # --- one code path --------------------------------------------------------------------------------------------------
@@ -396,6 +396,9 @@ def test_thinkfollow_stands_in_the_results(tokenizer: Any, tmp_path: Path) -> No
     (entry,) = found["entries"]
     assert (entry["mode"], entry["accuracy"], entry["report"]) == ("dialogue", 1.0, 98.9)
     assert results.table_rows({"entries": [entry]})[0][4] == "100.0% of dialogues"
+    frame = RunFolder(tmp_path / "run" / "thinkfollow-dialogue").read_rollouts("eval")
+    assert len(frame) == entry["turns"]
+    assert set(frame["reward"]) == {1.0}
     assert [m["role"] for m in prompt_of(rows[0], [])][-1] == "user"
     summary = {"report_model": "Qwen3-32B", "model": "m", "seed": 5, **found}
     assert results.plot(summary, tmp_path / "plot.png").is_file()
