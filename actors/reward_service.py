@@ -38,7 +38,7 @@ from rewards.composition import check_part, compose
 from rewards.runner import as_messages
 from rlplatform.config import RewardConfig
 from rlplatform.roles import RunStopped
-from rlplatform.types import Metrics, RolloutGroup, ScoredGroup
+from rlplatform.types import Metrics, Prompt, RolloutGroup, ScoredGroup
 
 EARLY_STOP_VERDICTS = 32  # from here on a hopeless error rate stops the run before the step is over
 WAIT_S = 0.25  # at most, between two looks at deadlines and lost workers
@@ -94,6 +94,11 @@ class RewardService:
             raise errors[0]
         self._lane_of = {name: lane for lane in self._lanes for name in lane.functions}
 
+    def graders(self, prompt: Prompt) -> list[str]:
+        """The functions that grade this prompt's rollouts."""
+        row = {**prompt.columns, "prompt_text": prompt.text}
+        return [name for name, part in self._parts.items() if part.applies(row)]
+
     def submit(self, groups: Sequence[RolloutGroup], *, step: int) -> None:
         """Send groups for grading; ``step`` is what functions see as ``trainer_state.global_step``."""
         for group in groups:
@@ -101,7 +106,7 @@ class RewardService:
                 self._scored.append(ScoredGroup(group, ()))
                 continue
             row = {**group.prompt.columns, "prompt_text": group.prompt.text}
-            wanted = [name for name, part in self._parts.items() if part.applies(row)]
+            wanted = self.graders(group.prompt)
             opened = _Open(group, step, set(wanted))
             self._open[id(group)] = opened
             for name in wanted:

@@ -157,6 +157,7 @@ def evaluator(
             metric=metric,
             seed=seed,
             greedy=greedy,
+            graders=service.graders,
         )
         folder.write_rollouts(result.sampled, step=step, kind="eval")
         return result

@@ -8,7 +8,7 @@ part is over the problems it applies to: with parts routed by task it is that ta
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -28,6 +28,7 @@ from rlplatform.types import (
 
 Generate = Callable[[Sequence[GenerationRequest], SamplingParams], list[RolloutGroup]]
 Score = Callable[[Sequence[RolloutGroup]], list[ScoredGroup]]
+Graders = Callable[[Prompt], Collection[str]]  # names of the reward functions that grade a problem
 
 
 @dataclass(frozen=True)
@@ -47,13 +48,15 @@ def evaluate(
     metric: str,
     seed: int,
     greedy: bool,
+    graders: Graders | None = None,
 ) -> Evaluation:
     """Sample ``num_samples`` completions a problem (and one greedy one), grade them, and reduce.
 
-    ``metric`` names the reward part that counts as right when it is at least 1; its mean is the accuracy.
+    ``metric`` names the reward part that counts as right when it is at least 1; its mean is the accuracy. ``graders``
+    says which functions grade a problem, so that one that failed there altogether is not forgotten.
     """
     sampled = _ask(prompts, generate, score, sampling, num_samples, seed)
-    metrics = reduce(sampled, metric=metric, num_samples=num_samples)
+    metrics = reduce(sampled, metric=metric, num_samples=num_samples, graders=graders)
     firsts: list[ScoredGroup] = []
     if greedy:
         firsts = _ask(prompts, generate, score, replace(sampling, temperature=0.0), 1, seed)
@@ -87,15 +90,20 @@ def scores(group: ScoredGroup, metric: str, num_samples: int) -> np.ndarray:
     return scores
 
 
-def applies(part: str, group: ScoredGroup) -> bool:
+def applies(part: str, group: ScoredGroup, graders: Collection[str] | None = None) -> bool:
     """Does a reward part speak of this problem?
 
-    It does where it has a score of one of the samples. A problem none of whose samples could be graded has no scores at
-    all and counts against every part, unless every function said that it has nothing to say about it.
+    It does where it has a score of one of the samples, and where its function, one of the problem's ``graders``, could
+    grade none of them: that counts against it. Not knowing the graders (None), a problem without any score counts
+    against every part. A function that said that it has nothing to say about the problem does not count.
     """
-    if any(verdict.parts for verdict in group.verdicts):
-        return any(part in verdict.parts for verdict in group.verdicts)
-    return not group.verdicts or any(verdict.status != NOT_APPLICABLE for verdict in group.verdicts)
+    verdicts, function = group.verdicts, part.partition("/")[0]
+    if any(part in verdict.parts for verdict in verdicts):
+        return True
+    failed = not verdicts or any(not verdict.ok and verdict.status != NOT_APPLICABLE for verdict in verdicts)
+    if not failed or any(function in verdict.parts for verdict in verdicts):
+        return False
+    return not any(verdict.parts for verdict in verdicts) if graders is None else function in graders
 
 
 def interval95(means: np.ndarray) -> float:
@@ -103,7 +111,7 @@ def interval95(means: np.ndarray) -> float:
     return 1.96 * float(means.std(ddof=1) / np.sqrt(len(means))) if len(means) > 1 else 0.0
 
 
-def reduce(groups: Sequence[ScoredGroup], *, metric: str, num_samples: int) -> Metrics:
+def reduce(groups: Sequence[ScoredGroup], *, metric: str, num_samples: int, graders: Graders | None = None) -> Metrics:
     """Accuracy with its interval, pass@k, means of the parts, lengths and verdicts that are not ok."""
     table = np.stack([scores(group, metric, num_samples) for group in groups])  # [problems, samples]
     means = table.mean(axis=1)
@@ -121,7 +129,8 @@ def reduce(groups: Sequence[ScoredGroup], *, metric: str, num_samples: int) -> M
     while k < num_samples:
         k = min(2 * k, num_samples)
         metrics[f"eval/pass_at_{k}"] = float(np.mean([pass_at_k(num_samples, int(c), k) for c in correct]))
+    asked = [(group, graders(group.group.prompt) if graders else None) for group in groups]
     for part in sorted({name for verdict in verdicts for name in verdict.parts}):
-        own = [scores(group, part, num_samples).mean() for group in groups if applies(part, group)]
+        own = [scores(group, part, num_samples).mean() for group, names in asked if applies(part, group, names)]
         metrics[f"eval/part/{part}"] = float(np.mean(own))
     return metrics

@@ -139,7 +139,7 @@ def measure_all(
     generate: Generate,
     folder: RunFolder,
 ) -> dict[str, Any]:
-    """Entries of all tasks in all modes and budgets, and the checks of the sweeps; rollouts and plots go to ``folder``."""
+    """Entries of all tasks in all modes and budgets, and the checks of the sweeps; rollouts and plots lie there."""
     entries: list[results.Record] = []
     sweeps: dict[str, Any] = {}
     for task in tasks:

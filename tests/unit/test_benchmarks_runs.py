@@ -84,6 +84,9 @@ class Grader:
     def __init__(self, functions: dict[str, Any]) -> None:
         self.parts = read_parts(functions)
 
+    def graders(self, prompt: Prompt) -> list[str]:
+        return list(self.parts)
+
     def score(self, groups: Sequence[RolloutGroup], *, step: int) -> list[ScoredGroup]:
         return [ScoredGroup(group, tuple(self.verdict(group, one) for one in group.rollouts)) for group in groups]
 
@@ -529,3 +532,12 @@ def test_a_run_from_the_command_line_is_written_down_and_repeats_itself(
 def test_the_page_has_the_table() -> None:
     page = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
     assert table() in page, "run: python -m rlplatform.evaluation.page"
+
+
+def test_the_reward_service_says_who_grades_a_problem() -> None:
+    from actors.reward_service import RewardService
+
+    service = RewardService.__new__(RewardService)  # without its processes
+    service._parts = read_parts({"format": 0.1, "math": {"weight": 1.0, "when": {"task": "sums"}}})
+    prompts = [Prompt("p", (), np.array([1], dtype=np.int32), "p", {"task": task}) for task in ("sums", "words")]
+    assert [service.graders(prompt) for prompt in prompts] == [["format", "math"], ["format"]]

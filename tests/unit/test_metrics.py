@@ -127,3 +127,8 @@ def test_the_mean_of_a_routed_part_is_over_its_own_problems() -> None:
     assert found["eval/part/code"] == pytest.approx((0.75 + 0) / 2)  # of b and d
     assert found["eval/part/code/passed"] == pytest.approx((0.5 + 0) / 2)
     assert found["eval/not_ok"] == 5
+    routes: dict[str, list[str]] = {"a": ["math"], "b": ["code"], "c": ["code"], "d": ["math"]}
+    options["graders"] = lambda prompt: routes[prompt.prompt_id]
+    found = evaluate(prompts, generate=generate, score=score, **options).metrics  # type: ignore[arg-type]
+    assert found["eval/part/math"] == pytest.approx((0.5 + 0) / 2)  # of a and d
+    assert (found["eval/part/code"], found["eval/part/code/passed"]) == (0.75, 0.5)  # of b alone
