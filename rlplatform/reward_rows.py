@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rewards.base import STATUSES, Verdict
+from rlplatform.data import DataError, parse_json
 
 BATCH_ROWS = 64  # rows a call of the functions, as a training step would hand them over
 TOLERANCE = 1e-4  # between an expected score and the one that came
@@ -53,9 +54,9 @@ def read_rows(path: Path, limit: int = 0) -> list[Row]:
 
 def _parse(where: str, line: str) -> Any:
     try:
-        return json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise RowsError(f"{where}: not JSON: {error}") from error
+        return parse_json(line, f"{where}: not JSON")
+    except DataError as error:
+        raise RowsError(str(error)) from error
 
 
 def read_row(where: str, row: Any) -> Row:

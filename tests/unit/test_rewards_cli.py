@@ -94,6 +94,7 @@ def test_logged_columns_are_shown(rows_file, user_file, capsys):
         ("mth", '{"completion": "x"}', ["did you mean 'math'"]),
         ("math", "", ["expected at least one row"]),
         ("math", '{"completion": "x"}\nnot json\n', ["line 2", "not JSON"]),
+        ("math", '{"completion": "\\ud800", "answer": "1"}\n', ["line 1", "half of a character"]),
         ("math", "[1]", ["line 1", "expected a JSON object, got list"]),
         ("math", '{"text": "x"}', ["line 1", "`completion`", "the row has text"]),
         ("math", '{"completion": 7}', ["line 1", "`completion`", "7"]),

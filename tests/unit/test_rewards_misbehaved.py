@@ -7,7 +7,7 @@ import pytest
 from rewards.base import ERROR, OK, TIMEOUT
 from rewards.runner import RewardPool
 
-FUNCTIONS = '''
+FUNCTIONS = r'''
 import os, time
 import numpy as np
 from rewards.base import Verdict, groupwise, rowwise
@@ -69,6 +69,13 @@ def logs(completions, log_extra, **columns):
     values = {"int": np.int64(3), "half": np.float32(0.5), "list": np.arange(2), "pair": {(1, 2): {3}}, "loop": loop}
     log_extra("seen", [values[text] for text in completions])
     return [1.0] * len(completions)
+
+@rowwise
+def breaks_text(completions, log_extra, **columns):
+    log_extra("\udcff", ["\ud800"])
+    if completions[0] == "raise":
+        raise ValueError("cannot open b\udcff.txt")
+    return [Verdict(1.0, detail="half: \ud83d", parts={"\ud83d": 1.0})]
 
 def forks(completions, **columns):
     if os.fork() == 0:
@@ -148,6 +155,17 @@ def test_extras_arrive_as_numbers_and_lists(pool):
 def test_an_extra_without_an_end_is_an_error(pool):
     verdicts = pool("logs").score(["q"] * 2, ["int", "loop"])
     assert statuses(verdicts) == [OK, ERROR]
+
+
+def test_halves_of_characters_become_text_that_a_file_takes(pool):
+    """A run writes details to parquet and tracebacks to a text file; both refuse what is no UTF-8."""
+    scored = pool("breaks_text").score_detailed(["q"] * 3, ["a\ud800", "raise", ""])
+    assert statuses(scored.verdicts) == [OK, ERROR, OK]
+    assert scored.verdicts[0].detail == "half: \\ud83d"
+    assert "cannot open b\\udcff.txt" in scored.verdicts[1].detail
+    assert scored.tracebacks["breaks_text"].encode()
+    assert scored.verdicts[0].parts == {"breaks_text": 1.0, "breaks_text/\\ud83d": 1.0}
+    assert scored.extras == {"\\udcff": ["\\ud800"] * 3}
 
 
 def test_a_fork_that_comes_back_says_nothing(pool):
