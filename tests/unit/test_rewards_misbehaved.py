@@ -181,3 +181,17 @@ def test_rows_share_nothing_that_a_function_may_change(pool, name):
     verdicts = pool(name).score([prompt] * 12, ["a"] * 12, {"tests": [test] * 12})
     assert [(v.score, v.status) for v in verdicts] == [(12.0, OK)] * 12, verdicts
     assert (len(prompt), test) == (1, {"weight": 1})
+
+
+@pytest.mark.parametrize(
+    "change", [lambda file: file.write_text("def f(completions): return [7.0]"), lambda file: file.unlink()]
+)
+def test_a_file_that_changes_while_it_grades_changes_no_score(tmp_path, change):
+    """Processes that are forked later, for a row that died or was slow, load what the first ones loaded."""
+    file = tmp_path / "edited.py"
+    file.write_text("import os\ndef f(completions): return [os._exit(1) if t == 'die' else 1.0 for t in completions]\n")
+    with RewardPool({f"{file}:f": 1.0}) as pool:
+        assert [v.score for v in pool.score(["q"], ["a"])] == [1.0]
+        change(file)
+        verdicts = pool.score(["q"] * 3, ["a", "die", "b"])
+    assert [(v.score, v.status) for v in verdicts] == [(1.0, OK), (0.0, ERROR), (1.0, OK)]
