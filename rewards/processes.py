@@ -65,7 +65,8 @@ class Worker:
         """
         self.channel.close()
         code = self.server.ask(("end", self.pid))
-        return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        names = {int(one): one.name for one in signal.Signals}  # real-time signals have none
+        return f"signal {names.get(-code, -code)}" if code < 0 else f"exit code {code}"
 
     def soft_stop(self) -> None:
         """Raise ``SoftTimeout`` in the function that it is running. Raises ForkServerDied."""

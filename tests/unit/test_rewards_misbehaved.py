@@ -77,6 +77,9 @@ def breaks_text(completions, log_extra, **columns):
         raise ValueError("cannot open b\udcff.txt")
     return [Verdict(1.0, detail="half: \ud83d", parts={"\ud83d": 1.0})]
 
+def dies_of_a_signal_without_a_name(completions, **columns):
+    os.kill(os.getpid(), 40)
+
 def forks(completions, **columns):
     if os.fork() == 0:
         return [0.0] * len(completions)   # the child forgets to exit
@@ -166,6 +169,11 @@ def test_halves_of_characters_become_text_that_a_file_takes(pool):
     assert scored.tracebacks["breaks_text"].encode()
     assert scored.verdicts[0].parts == {"breaks_text": 1.0, "breaks_text/\\ud83d": 1.0}
     assert scored.extras == {"\\udcff": ["\\ud800"] * 3}
+
+
+def test_a_signal_without_a_name_ends_one_row(pool):
+    (verdict,) = pool("dies_of_a_signal_without_a_name").score(["q"], ["a"])
+    assert (verdict.status, verdict.detail) == (ERROR, "the reward process died while grading: signal 40")
 
 
 def test_a_fork_that_comes_back_says_nothing(pool):
