@@ -2,7 +2,8 @@
 
 Accuracy is pass@1 sampled at the given temperature, averaged over samples and problems; its interval is over problems.
 Seeds depend on the run seed and the problem alone, so two evaluations of one model are identical and two models meet
-the same randomness. A verdict that is not ok counts as wrong and is counted in ``eval/not_ok``.
+the same randomness. A verdict that is not ok counts as wrong and is counted in ``eval/not_ok``. Problems that a part
+has nothing to say about, e.g. those that its ``when`` leaves out, do not count for that part.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from rewards.base import NOT_APPLICABLE
 from rlplatform.metrics import pass_at_k
 from rlplatform.seeds import request_seed
 from rlplatform.types import (
@@ -55,7 +57,7 @@ def evaluate(
     firsts: list[ScoredGroup] = []
     if greedy:
         firsts = _ask(prompts, generate, score, replace(sampling, temperature=0.0), 1, seed)
-        metrics["eval/greedy_accuracy"] = float(np.mean([_scores(group, metric, 1).mean() for group in firsts]))
+        metrics["eval/greedy_accuracy"] = _mean(firsts, metric, 1)
     return Evaluation(metrics, tuple(sampled), tuple(firsts))
 
 
@@ -85,8 +87,22 @@ def _scores(group: ScoredGroup, metric: str, num_samples: int) -> np.ndarray:
     return scores
 
 
+def _of(groups: Sequence[ScoredGroup], part: str) -> Sequence[ScoredGroup]:
+    """The problems that ``part`` graded, or would have: not those whose ok verdicts are without it."""
+    return [
+        group
+        for group in groups
+        if any(part in verdict.parts for verdict in group.verdicts)
+        or not any(verdict.ok or verdict.status == NOT_APPLICABLE for verdict in group.verdicts)
+    ] or groups
+
+
+def _mean(groups: Sequence[ScoredGroup], part: str, num_samples: int) -> float:
+    return float(np.mean([_scores(group, part, num_samples).mean() for group in _of(groups, part)]))
+
+
 def _reduce(groups: Sequence[ScoredGroup], *, metric: str, num_samples: int) -> Metrics:
-    table = np.stack([_scores(group, metric, num_samples) for group in groups])  # [problems, samples]
+    table = np.stack([_scores(group, metric, num_samples) for group in _of(groups, metric)])  # [problems, samples]
     means = table.mean(axis=1)
     correct = (table >= 1.0 - 1e-6).sum(axis=1)
     error = means.std(ddof=1) / np.sqrt(len(means)) if len(means) > 1 else 0.0
@@ -104,5 +120,5 @@ def _reduce(groups: Sequence[ScoredGroup], *, metric: str, num_samples: int) -> 
         k = min(2 * k, num_samples)
         metrics[f"eval/pass_at_{k}"] = float(np.mean([pass_at_k(num_samples, int(c), k) for c in correct]))
     for part in sorted({name for verdict in verdicts for name in verdict.parts}):
-        metrics[f"eval/part/{part}"] = float(np.mean([_scores(g, part, num_samples).mean() for g in groups]))
+        metrics[f"eval/part/{part}"] = _mean(groups, part, num_samples)
     return metrics
