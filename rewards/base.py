@@ -66,6 +66,8 @@ class Verdict:
             raise ValueError(f"Verdict.score: expected a float, got {self.score!r} ({type(self.score).__name__})")
         if not math.isfinite(self.score):
             raise ValueError(f"Verdict.score: expected a finite number, got {self.score!r}")
+        if not isinstance(self.detail, str):
+            raise ValueError(f"Verdict.detail: expected a text, got {type(self.detail).__name__}")
 
     @property
     def ok(self) -> bool:
