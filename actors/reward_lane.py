@@ -7,7 +7,8 @@
 Functions that share a lane are asked about a group in one call, and about several groups while they take next to no
 time: then it is calls that cost. A lane of an async or served function merges groups into one request, whose rows its
 actor grades side by side. A worker that dies or passes the deadline of a call is restarted and its jobs are sent again,
-once, each in a call of its own; a job that loses its worker twice comes back as an error.
+once, each in a call of its own; a job that loses its worker twice comes back as an error. (A call that waited behind
+another at the lost worker does not count as sent.)
 """
 
 from __future__ import annotations
@@ -89,7 +90,15 @@ class Lane:
     def advance(self) -> list[tuple[Job, PartScore | Err]]:
         """Take what has finished and send what there is room for. Never waits. Raises RunStopped."""
         finished: list[tuple[Job, PartScore | Err]] = []
-        for reply in self.fleet.ready(0.0):
+        replies = sorted(self.fleet.ready(0.0), key=lambda reply: reply.call)
+        lost: set[int] = set()
+        for reply in replies:
+            if isinstance(reply.result, Err) and reply.result.lost:
+                if reply.worker in lost:  # it stood behind the call that was being graded, so it is not to blame
+                    for job in self._in_flight[reply.call]:
+                        job.num_sends -= 1
+                lost.add(reply.worker)
+        for reply in reversed(replies):  # the oldest of what is sent again comes first again
             finished += self._take(reply.call, reply.worker, reply.result)
         self._dispatch()
         return finished

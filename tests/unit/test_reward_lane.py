@@ -198,6 +198,22 @@ def test_lost_jobs_are_sent_again_each_alone_and_then_given_up(functions, merge_
     assert made.num_waiting == 0
 
 
+def test_a_job_behind_the_one_that_kills_its_worker_is_not_to_blame():
+    made, fleet = lane(["judge"])
+    made.put(job("judge", 0))  # kills its worker, every time
+    made.put(job("judge", 1))
+    made.advance()
+    given_up = []
+    for first in (0, 2):
+        fleet.answer(first + 1, LOST)
+        fleet.answer(first, LOST)
+        given_up += made.advance()
+    assert [done.request.completions[0] for done, _ in given_up] == ["0.0"]
+    fleet.answer(4, Ok([scores(1, 1)]))
+    ((done, _),) = made.advance()
+    assert done.request.completions[0] == "1.0"
+
+
 def test_an_exception_is_no_loss_and_is_not_sent_again():
     made, fleet = lane(["judge"])
     made.put(job("judge", 0))
