@@ -330,6 +330,7 @@ class Signature:
     required: frozenset[str]  # those without a default
     takes_all: bool  # it has **kwargs
     settings: frozenset[str] = frozenset()  # what a config's args may give: keyword-only ones, else those with defaults
+    reserved: frozenset[str] = frozenset()  # settings that no column may be: keyword-only ones with defaults
 
     def accepts(self, name: str) -> bool:
         return self.takes_all or name in self.names
@@ -359,6 +360,7 @@ def signature_of(fn: RewardFn, name: str = "") -> Signature:
         required=frozenset(p.name for p in keywords if p.default is p.empty),
         takes_all=any(p.kind is p.VAR_KEYWORD for p in parameters),
         settings=frozenset(keyword_only or [p.name for p in own if p.default is not p.empty]),
+        reserved=frozenset(p.name for p in own if p.kind is p.KEYWORD_ONLY and p.default is not p.empty),
     )
     if not signature.accepts("completions"):
         raise RewardLoadError(

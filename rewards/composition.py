@@ -95,8 +95,11 @@ class Part:
         """Does it grade a row with these columns? They hold every column of ``when``."""
         return all(row[column] in values for column, values in self.when.items())
 
-    def check_columns(self, columns: Iterable[str]) -> None:
-        """Raises RewardLoadError when a column of ``when`` is absent, or one has the name of a setting in ``args``."""
+    def check_columns(self, columns: Iterable[str], reserved: Iterable[str] = ()) -> None:
+        """Raises RewardLoadError when a column of ``when`` is absent, or one has the name of a setting.
+
+        Settings are those in ``args``, and ``reserved``: the function would take the column, a list, for their value.
+        """
         columns = set(columns)
         absent = sorted(set(self.when) - columns)
         if absent:
@@ -109,6 +112,13 @@ class Part:
             raise RewardLoadError(
                 f"reward.functions.{self.name}.args: {', '.join(twice)} is a column of the rows too, and the function "
                 "cannot have both; rename the column (data.columns), or leave the setting out"
+            )
+        taken = sorted(columns & set(reserved))
+        if taken:
+            raise RewardLoadError(
+                f"reward.functions.{self.name}: {', '.join(taken)} is a column of the rows, and of {self.function} a "
+                "setting (a keyword-only parameter with a default), not a value a row; rename the column "
+                "(data.columns), or the parameter, or write it before the `*`"
             )
 
 

@@ -67,8 +67,7 @@ class RewardPool:
         self.timeout_s = timeout_s
         self.first_tracebacks: dict[str, str] = {}  # part -> traceback of its first failure
         resolved = {name: resolve(part.function) for name, part in self.parts.items()}
-        for name, part in self.parts.items():
-            check_part(part, resolved[name])
+        self._signatures = {name: check_part(part, resolved[name]) for name, part in self.parts.items()}
         self._rowwise = {name for name, fn in resolved.items() if getattr(fn, "rowwise", False)}
         self._groupwise = {name for name, fn in resolved.items() if getattr(fn, "groupwise", False)}
         self._streamed = {name for name in self._rowwise if is_async(resolved[name])}
@@ -158,7 +157,7 @@ class RewardPool:
 
     def _plan(self, part: Part, inputs: Mapping[str, Any], groups: Sequence[Any] | None) -> Plan:
         columns = inputs["columns"]
-        part.check_columns(columns)
+        part.check_columns(columns, self._signatures[part.name].reserved)
         num_rows = len(inputs["completions"])
         rows = [row for row in range(num_rows) if part.applies({column: columns[column][row] for column in part.when})]
         return Plan(

@@ -386,7 +386,7 @@ def test_one_function_twice_with_other_settings(user_file):
         (verdict,) = pool.score(["p"], ["four"], {"level": [1]})
         assert dict(verdict.parts) == {"short": -4.0, "long": 12.5, "more": 1.0}
         assert verdict.score == -4 + 25 + 1
-        with pytest.raises(RewardLoadError, match=r"long\.args: offset is a column of the rows too"):
+        with pytest.raises(RewardLoadError, match=r"short: offset is a column of the rows"):
             pool.score(["p"], ["four"], {"offset": [1]})
 
 

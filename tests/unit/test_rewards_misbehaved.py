@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rewards.base import ERROR, OK, TIMEOUT
+from rewards.base import ERROR, OK, TIMEOUT, RewardLoadError
 from rewards.runner import RewardPool
 
 FUNCTIONS = r'''
@@ -80,6 +80,9 @@ def breaks_text(completions, log_extra, **columns):
 def dies_of_a_signal_without_a_name(completions, **columns):
     os.kill(os.getpid(), 40)
 
+def lenient(completions, *, strict=False, answer): return [0.0 if strict else 1.0] * len(answer)
+def open_to_all(completions, strict=None): return [float(strict[0])]
+
 def forks(completions, **columns):
     if os.fork() == 0:
         return [0.0] * len(completions)   # the child forgets to exit
@@ -137,7 +140,8 @@ def test_a_group_that_swallows_its_deadline_is_a_timeout(pool):
 
 @pytest.mark.parametrize("name", ["answers", "answers_async"])
 @pytest.mark.parametrize(
-    ("text", "words"), [("huge", "OverflowError"), ("parts", "much"), ("detail", "Verdict.detail: expected a text"), ("mute", "__repr__")]
+    ("text", "words"),
+    [("huge", "OverflowError"), ("parts", "much"), ("detail", "Verdict.detail: expected a text"), ("mute", "__repr__")],
 )
 def test_a_value_that_cannot_be_told_is_an_error_of_its_row(pool, name, text, words):
     grader = pool(name, timeout_s=20.0)
@@ -174,6 +178,15 @@ def test_halves_of_characters_become_text_that_a_file_takes(pool):
 def test_a_signal_without_a_name_ends_one_row(pool):
     (verdict,) = pool("dies_of_a_signal_without_a_name").score(["q"], ["a"])
     assert (verdict.status, verdict.detail) == (ERROR, "the reward process died while grading: signal 40")
+
+
+def test_no_column_becomes_a_setting(pool):
+    """A column of flags is a list, and a list is true."""
+    grader = pool("lenient")
+    assert grader.score(["q"], ["a"], {"answer": ["x"]})[0].score == 1.0
+    with pytest.raises(RewardLoadError, match=r"lenient: strict is a column of the rows.* rename the column"):
+        grader.score(["q"], ["a"], {"answer": ["x"], "strict": [False]})
+    assert pool("open_to_all").score(["q"], ["a"], {"strict": [False]})[0].score == 0.0
 
 
 def test_a_fork_that_comes_back_says_nothing(pool):
