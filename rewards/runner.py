@@ -13,8 +13,9 @@ from typing import Any
 
 from rewards.base import SUPPLIED, RewardLoadError, Verdict, absolute, is_async, resolve
 from rewards.composition import Part, check_part, compose, read_parts
-from rewards.grading import GradingCall, Plan
+from rewards.grading import GradingCall
 from rewards.limits import RowLimit
+from rewards.plans import Plan
 from rewards.processes import WorkerPool
 from rewards.streams import DEFAULT_CONCURRENCY, StreamCall
 
