@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from rewards.base import ERROR, OK, TIMEOUT, RewardLoadError
+from actors.reward_versions import versions
+from rewards.base import ERROR, OK, TIMEOUT, RewardLoadError, resolve
+from rewards.composition import read_parts
 from rewards.runner import RewardPool
 
 FUNCTIONS = r'''
@@ -216,3 +218,14 @@ def test_a_file_that_changes_while_it_grades_changes_no_score(tmp_path, change):
         change(file)
         verdicts = pool.score(["q"] * 3, ["a", "die", "b"])
     assert [(v.score, v.status) for v in verdicts] == [(1.0, OK), (0.0, ERROR), (1.0, OK)]
+
+
+def test_a_judge_whose_prompt_file_changes_is_another_grader(tmp_path):
+    prompt = tmp_path / "prompt.txt"
+    args = {"base_url": "http://127.0.0.1:1/v1", "model": "m", "prompt": str(prompt)}
+    parts = read_parts({"judge": {"args": args}})
+    known = []
+    for text in ("Rate {answer}", "Rate {answer}", "Rate {answer} well"):
+        prompt.write_text(text)
+        known.append(versions(parts, {"judge": resolve("judge")}, {})["functions"]["judge"]["settings"])
+    assert known[0] == known[1] != known[2]
