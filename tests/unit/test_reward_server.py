@@ -436,6 +436,18 @@ class TestRemote:
         assert scored.extras["seen"][0] == "ok"
         assert scored.metrics["step"] == 3.0
 
+    def test_another_version_than_the_one_that_was_named_is_an_error(self, mine):
+        server = RewardServer(served({f"{mine}:longest": 1.0}))
+        try:
+            version = json.loads(ask(server, "GET", "/version").body)["version"]
+            with Http(through(server)) as web:
+                assert remote_reward(["p"], ["a"], url=web.url, version=version)[0].ok
+                [verdict] = remote_reward(["p"], ["a"], url=web.url, version="3f0c00000000")
+        finally:
+            server.close()
+        assert verdict.status == ERROR
+        assert f"expected version 3f0c00000000, and the server grades with version {version} now" in verdict.detail
+
     def test_groups_travel_whole(self, mine):
         server = RewardServer(served({f"{mine}:longest": 1.0}))
         try:
