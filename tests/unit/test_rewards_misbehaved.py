@@ -10,7 +10,7 @@ from rewards.composition import read_parts
 from rewards.runner import RewardPool
 
 FUNCTIONS = r'''
-import os, time
+import asyncio, os, time
 import numpy as np
 from rewards.base import Verdict, groupwise, rowwise
 
@@ -81,6 +81,21 @@ def breaks_text(completions, log_extra, **columns):
 
 def dies_of_a_signal_without_a_name(completions, **columns):
     os.kill(os.getpid(), 40)
+
+class Ours(BaseException): pass
+
+def raises(completions, **columns):
+    kinds = {"cancel": asyncio.CancelledError, "close": GeneratorExit, "ours": Ours}
+    if completions[0] in kinds:
+        raise kinds[completions[0]]("no answer")
+    return [1.0] * len(completions)
+
+@rowwise
+async def raises_async(completions, **columns):
+    if completions[0] == "cancels itself":
+        asyncio.current_task().cancel()
+    await asyncio.sleep(0)
+    return raises(completions)
 
 def lenient(completions, *, strict=False, answer): return [0.0 if strict else 1.0] * len(answer)
 def open_to_all(completions, strict=None): return [float(strict[0])]
@@ -180,6 +195,20 @@ def test_halves_of_characters_become_text_that_a_file_takes(pool):
 def test_a_signal_without_a_name_ends_one_row(pool):
     (verdict,) = pool("dies_of_a_signal_without_a_name").score(["q"], ["a"])
     assert (verdict.status, verdict.detail) == (ERROR, "the reward process died while grading: signal 40")
+
+
+@pytest.mark.parametrize(
+    ("name", "kinds"),
+    [("raises", ["cancel", "close", "ours"]), ("raises_async", ["cancel", "close", "ours", "cancels itself"])],
+)
+def test_whatever_is_raised_is_an_error_of_its_row(pool, name, kinds):
+    """A library may cancel a request of its own; that is neither our deadline nor a dead process."""
+    grader = pool(name, timeout_s=20.0)
+    verdicts = grader.score(["q"] * (2 * len(kinds)), [text for kind in kinds for text in (kind, "fine")])
+    assert statuses(verdicts) == [ERROR, OK] * len(kinds)
+    for kind, verdict in zip(kinds, verdicts[::2], strict=True):
+        assert {"close": "GeneratorExit", "ours": "Ours"}.get(kind, "CancelledError") in verdict.detail
+    assert grader.num_restarts == 0
 
 
 def test_no_column_becomes_a_setting(pool):
