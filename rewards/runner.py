@@ -61,8 +61,8 @@ class RewardPool:
         *,
         start_timeout_s: float = 120.0,
     ) -> None:
-        if num_processes < 1 or timeout_s <= 0:
-            raise ValueError(f"expected num_processes >= 1 and timeout_s > 0, got {num_processes} and {timeout_s}")
+        if num_processes < 1 or not timeout_s > 0:
+            raise RewardLoadError(f"expected num_processes >= 1 and timeout_s > 0, got {num_processes} and {timeout_s}")
         self.parts = read_parts(functions)
         self.num_processes = num_processes
         self.timeout_s = timeout_s
@@ -211,7 +211,7 @@ def _check_columns(
 ) -> None:
     for name in SUPPLIED:
         if name in columns:
-            raise ValueError(f"column {name!r}: this keyword is supplied by the platform; rename the column")
+            raise RewardLoadError(f"column {name!r}: this keyword is supplied by the platform; rename the column")
     given = {"prompts": prompts, **columns}
     given |= {} if completion_ids is None else {"completion_ids": completion_ids}
     given |= {} if groups is None else {"groups": groups}
