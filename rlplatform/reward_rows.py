@@ -97,9 +97,17 @@ def ids_of(rows: Sequence[Row]) -> list[Any] | None:
 
 
 def groups_of(rows: Sequence[Row]) -> list[str] | None:
-    """``[n]``: the group of each row, its column ``group``, else all rows of one prompt. None: nothing says it."""
+    """``[n]``: the group of each row, its column ``group``, else all rows of one prompt. None: nothing says it.
+
+    Raises RowsError when it is said of some rows only.
+    """
     if not any(row.get("group") is not None or "prompt" in row for row in rows):
         return None
+    for number, row in enumerate(rows):
+        if row.get("group") is None and "prompt" not in row:
+            raise RowsError(
+                f"row {number}: expected a `prompt` or a `group`, as other rows have: which group is it of?"
+            )
     return [
         f"group {row['group']}" if row.get("group") is not None else json.dumps(row.get("prompt"), sort_keys=True)
         for row in rows

@@ -104,6 +104,7 @@ def test_a_deadline_that_is_none_exits_2(tmp_path, capsys, timeout_s):
         ("math", '{"completion": "x"}\nnot json\n', ["line 2", "not JSON"]),
         ("math", '{"completion": "\\ud800", "answer": "1"}\n', ["line 1", "half of a character"]),
         ("math", '{"completion": "1", "answer": "1", "prompts": "x"}\n', ["'prompts'", "rename the column"]),
+        ("group_length", '{"completion": "1", "prompt": "p"}\n{"completion": "2"}', ["row 1", "`prompt` or a `group`"]),
         ("math", "[1]", ["line 1", "expected a JSON object, got list"]),
         ("math", '{"text": "x"}', ["line 1", "`completion`", "the row has text"]),
         ("math", '{"completion": 7}', ["line 1", "`completion`", "7"]),
