@@ -4,9 +4,11 @@
            queue of `format` ─┴► worker 0, worker 1, ...       the rest wait here, the oldest goes first
     collect ◄─ (job, score or error), whoever finished first
 
-Functions that share a lane are asked about a group in one call; a lane of one function may ask about several groups in
-one call. A worker that dies or passes the deadline of a call is restarted and its jobs are sent again, once, each in a
-call of its own; a job that loses its worker twice comes back as an error.
+Functions that share a lane are asked about a group in one call, and about several groups while they take next to no
+time: then it is calls that cost. A lane of an async or served function merges groups into one request, whose rows its
+actor grades side by side. A worker that dies or passes the deadline of a call is restarted and its jobs are sent again,
+once, each in a call of its own; a job that loses its worker twice comes back as an error. (A call that waited behind
+another at the lost worker does not count as sent.)
 """
 
 from __future__ import annotations
@@ -26,6 +28,8 @@ from rlplatform.types import RolloutGroup
 
 MAX_IN_FLIGHT = 2  # calls at a worker
 MAX_SENDS = 2  # times a job is sent before it is an error
+BUNDLE_S = 0.1  # of grading in one call, as far as earlier rows of the same functions tell
+BUNDLE_ROWS = 128
 
 
 @dataclass(eq=False)
@@ -69,6 +73,8 @@ class Lane:
         self._queues: dict[str, deque[Job]] = {name: deque() for name in functions}
         self._statistics = {name: QueueStatistics() for name in functions}
         self._merge_rows = merge_rows
+        self._each = merge_rows == 0 and issubclass(fleet.actor_class, RewardWorker)  # requests travel one by one
+        self._row_seconds: dict[str, float] = {}  # function -> a row took lately
         self._rows_per_second = rows_per_second
         self._call_timeout_s = fleet.call_timeout_s
         self._in_flight: dict[int, list[Job]] = {}  # call -> its jobs
@@ -84,7 +90,15 @@ class Lane:
     def advance(self) -> list[tuple[Job, PartScore | Err]]:
         """Take what has finished and send what there is room for. Never waits. Raises RunStopped."""
         finished: list[tuple[Job, PartScore | Err]] = []
-        for reply in self.fleet.ready(0.0):
+        replies = sorted(self.fleet.ready(0.0), key=lambda reply: reply.call)
+        lost: set[int] = set()
+        for reply in replies:
+            if isinstance(reply.result, Err) and reply.result.lost:
+                if reply.worker in lost:  # it stood behind the call that was being graded, so it is not to blame
+                    for job in self._in_flight[reply.call]:
+                        job.num_sends -= 1
+                lost.add(reply.worker)
+        for reply in reversed(replies):  # the oldest of what is sent again comes first again
             finished += self._take(reply.call, reply.worker, reply.result)
         self._dispatch()
         return finished
@@ -140,27 +154,43 @@ class Lane:
 
     def _next_jobs(self, num_workers: int) -> list[Job]:
         """The oldest job, and what travels with it; a job that was lost before travels alone."""
-        oldest = min((queue for queue in self._queues.values() if queue), key=lambda queue: queue[0].queued_at)
-        jobs = [oldest.popleft()]
+        most = -(-max(len(queue) for queue in self._queues.values()) // num_workers)  # leave other workers their share
+        jobs = self._jobs_of_oldest_group()
         if jobs[0].num_sends:
             return jobs
-        if len(self._queues) > 1:
-            for queue in self._queues.values():
-                if queue and queue[0].group is jobs[0].group and not queue[0].num_sends:
-                    jobs.append(queue.popleft())
-            return jobs
-        rows, most = jobs[0].request.num_rows, -(-(len(oldest) + 1) // num_workers)  # leave the others their share
-        while oldest and len(jobs) < most and _mergeable(jobs[0], oldest[0]):
-            rows += oldest[0].request.num_rows
-            if rows > self._merge_rows:
+        for _ in range(most - 1):
+            group = self._jobs_of_oldest_group()
+            if not self._fits(jobs, group):
+                for job in reversed(group):
+                    self._queues[job.request.function].appendleft(job)
                 break
-            jobs.append(oldest.popleft())
+            jobs += group
         return jobs
+
+    def _jobs_of_oldest_group(self) -> list[Job]:
+        """Taken off their queues; [] where nothing waits."""
+        waiting = [queue for queue in self._queues.values() if queue]
+        if not waiting:
+            return []
+        first = min(waiting, key=lambda queue: queue[0].queued_at)[0]
+        if first.num_sends:
+            return [self._queues[first.request.function].popleft()]
+        return [queue.popleft() for queue in waiting if queue[0].group is first.group and not queue[0].num_sends]
+
+    def _fits(self, jobs: Sequence[Job], more: Sequence[Job]) -> bool:
+        if not more or any(job.num_sends for job in more):
+            return False
+        requests = [job.request for job in (*jobs, *more)]
+        rows = sum(request.num_rows for request in requests)
+        if not self._each:
+            return rows <= self._merge_rows and all(_mergeable(requests[0], job.request) for job in more)
+        seconds = sum(self._row_seconds.get(request.function, math.inf) * request.num_rows for request in requests)
+        return rows <= BUNDLE_ROWS and seconds <= BUNDLE_S
 
     def _send(self, worker: int, jobs: Sequence[Job]) -> int:
         rows = sum(job.request.num_rows for job in jobs)
         self.fleet.call_timeout_s = self._call_timeout_s + MAX_IN_FLIGHT * rows / self._rows_per_second
-        if len(self._queues) > 1:
+        if self._each:
             return self.fleet.call_async(worker, RewardWorker.score_each, [job.request for job in jobs])
         method: Any = self.fleet.actor_class.score
         return self.fleet.call_async(worker, method, _merged([job.request for job in jobs]))
@@ -170,24 +200,29 @@ class Lane:
         self._at_worker[worker] -= 1
         if isinstance(result, Ok):
             try:
-                scores = result.value if len(self._queues) > 1 else _split(result.value, [j.request for j in jobs])
+                scores = result.value if self._each else _split(result.value, [job.request for job in jobs])
             except ValueError as error:
                 return [(job, Err("ValueError", str(error))) for job in jobs]
             self._child_restarts[worker] = max(self._child_restarts.get(worker, 0), *(s.restarts for s in scores))
+            for job, score in zip(jobs, scores, strict=True):
+                self._note_speed(job.request.function, score)
             return list(zip(jobs, scores, strict=True))
         again = [job for job in jobs if result.lost and job.num_sends < MAX_SENDS]
         for job in reversed(again):
             self._queues[job.request.function].appendleft(job)
         return [(job, result) for job in jobs if job not in again]
 
+    def _note_speed(self, function: str, score: PartScore) -> None:
+        seconds = sum(verdict.seconds for verdict in score.verdicts) / max(1, len(score.verdicts))
+        self._row_seconds[function] = (self._row_seconds.get(function, seconds) + seconds) / 2
+
     def _note_wait(self, function: str, seconds: float) -> None:
         statistics = self._statistics[function]
         statistics.longest_wait_s = max(statistics.longest_wait_s, seconds)
 
 
-def _mergeable(first: Job, second: Job) -> bool:
-    a, b = first.request, second.request
-    return not second.num_sends and a.step == b.step and a.columns.keys() == b.columns.keys()
+def _mergeable(a: GradingRequest, b: GradingRequest) -> bool:
+    return a.step == b.step and a.columns.keys() == b.columns.keys()
 
 
 def _merged(requests: Sequence[GradingRequest]) -> GradingRequest:

@@ -14,7 +14,7 @@ from typing import Any
 from actors.fleet import Fleet, FleetActor
 from actors.reward_lane import Lane
 from actors.reward_worker import RewardWorker
-from rewards.base import RewardFn, RewardLoadError, is_async
+from rewards.base import RewardFn, RewardLoadError, is_async, sources
 from rewards.composition import Part
 from rewards.streams import DEFAULT_CONCURRENCY
 from rlplatform.config import RewardConfig
@@ -85,6 +85,8 @@ def _share(total: int, worker: int, num_workers: int) -> int:
 def start_lane(plan: LanePlan, config: RewardConfig, sys_path: Sequence[str]) -> Lane:
     """Start the actors of a plan. Raises ActorError, RunStopped, RewardLoadError."""
 
+    files = {} if plan.served_by else sources(part.function for part in plan.parts.values())
+
     def arguments(worker: int) -> tuple[Any, ...]:
         if plan.served_by:
             (part,) = plan.parts.values()
@@ -102,7 +104,7 @@ def start_lane(plan: LanePlan, config: RewardConfig, sys_path: Sequence[str]) ->
             )
             for name, part in plan.parts.items()
         }
-        return bare, plan.num_processes[worker], config.timeout_s, sys_path
+        return bare, plan.num_processes[worker], config.timeout_s, sys_path, files
 
     fleet: Fleet[Any] = Fleet(
         _actor_class(plan.served_by) if plan.served_by else RewardWorker,

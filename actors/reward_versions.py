@@ -23,7 +23,8 @@ def versions(parts: Mapping[str, Part], resolved: Mapping[str, RewardFn], served
 
     - ``function``: what the config names;
     - ``source``: hash of the file that holds it (not of what that imports);
-    - ``settings``: hash of its args, absent where there are none;
+    - ``settings``: hash of its args, absent where there are none, and of the files that settings name, where the
+      function says which settings do, in an attribute ``file_settings``;
     - ``package``: the distribution that it comes from, where that is called like its package;
     - ``served``: what a serving actor says of itself, e.g. a model's path and the hash of its weights.
     """
@@ -35,7 +36,9 @@ def versions(parts: Mapping[str, Part], resolved: Mapping[str, RewardFn], served
 
 def _function(part: Part, fn: RewardFn, served: str) -> dict[str, str]:
     source = source_file(fn)
-    settings = json.dumps(dict(part.args), sort_keys=True, default=str) if part.args else ""
+    files = {name: _content(part.args.get(name)) for name in getattr(fn, "file_settings", ())}
+    values = {**part.args, **{f"{name} (file)": content for name, content in files.items() if content}}
+    settings = json.dumps(values, sort_keys=True, default=str) if part.args else ""
     known = {
         "function": part.function,
         "source": _hash(Path(source).read_bytes()) if source else "",
@@ -52,6 +55,14 @@ def source_file(fn: RewardFn) -> str:
         fn = inspect.unwrap(fn)
         return inspect.getsourcefile(fn if inspect.isroutine(fn) else type(fn)) or ""
     except TypeError:
+        return ""
+
+
+def _content(value: Any) -> str:
+    """The hash of a file's content, "" where ``value`` names none."""
+    try:
+        return _hash(Path(value).expanduser().read_bytes())
+    except (OSError, TypeError, ValueError):
         return ""
 
 

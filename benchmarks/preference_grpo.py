@@ -25,12 +25,12 @@ from rlplatform.smoke import shorten
 CURVES = {"eval/part/preference": "proxy", "eval/part/gold": "gold", "eval/length_mean": "length"}
 
 
-def run(folder: Path, *, kl: float, smoke: bool) -> dict[str, list[dict[str, float]]]:
+def run(folder: Path, *, kl: float, seed: int, smoke: bool) -> dict[str, list[dict[str, float]]]:
     """The recipe, with a second RL stage where ``kl`` is not 0; the held-out rows of each stage."""
     raw: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(ROOT / "configs/recipe/preference.yaml"))  # type: ignore[assignment]
     if kl:
         raw["stages"]["rl_kl"] = {**raw["stages"]["rl"], "algorithm": {"kl_coef": kl}}
-    config = load_values({**raw, "run_dir": str(folder)})
+    config = load_values({**raw, "seed": seed, "run_dir": str(folder)})
     config = shorten(config) if smoke else config
     assert isinstance(config, RecipeConfig)
     run_config(config)
@@ -79,9 +79,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "preference-grpo")
     parser.add_argument("--plot", type=Path, default=None, help="default: beside the run")
     parser.add_argument("--kl", type=float, default=0.0, help="also with this weight of the KL to the initial model")
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--smoke", action="store_true", help="two steps, to see that it runs")
     arguments = parser.parse_args()
-    curves = run(arguments.out, kl=arguments.kl, smoke=arguments.smoke)
+    curves = run(arguments.out, kl=arguments.kl, seed=arguments.seed, smoke=arguments.smoke)
     for stage, rows in curves.items():
         print(f"\n{stage}: step   proxy    gold   length, held out")
         for row in rows:
@@ -89,7 +90,7 @@ def main() -> None:
     plot(curves, arguments.plot or arguments.out / "preference_grpo.png")
     for stage, rows in curves.items():
         best = max(rows, key=lambda row: row["gold"])
-        report("preference_grpo", stage=stage, first=rows[0], best_gold=best, last=rows[-1])
+        report("preference_grpo", stage=stage, seed=arguments.seed, first=rows[0], best_gold=best, last=rows[-1])
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ verl (``custom_reward_function``, its ``naive`` reward manager)::
     compute_score(data_source, solution_str, ground_truth, extra_info) -> float | {"score": float, ...}
 
 called row by row, by keyword; it may be async. ``solution_str`` is the completion; the others come from the columns of
-verl's schema: ``data_source``, ``reward_model["ground_truth"]``, ``extra_info``. A column ``ground_truth`` goes before
-``reward_model``, and ``answer`` is taken where neither is there. Of a dict, the numbers beside ``score`` are the
+verl's schema: ``data_source``, ``reward_model["ground_truth"]``, ``extra_info``. A row's ``ground_truth`` goes before
+its ``reward_model``, and ``answer`` is taken where it has neither. Of a dict, the numbers beside ``score`` are the
 verdict's parts, and the rest is in its detail.
 
 OpenRLHF (``--reward.remote_url path/file.py``)::
@@ -85,8 +85,9 @@ def from_openrlhf(fn: Function, name: str) -> Function:
         rendered = found["prompt_text"] or [_prompt_text(prompt) for prompt in prompts]
         texts = [text_of(completion) for completion in completions]
         queries = [prompt + text for prompt, text in zip(rendered, texts, strict=True)]
-        labels = found["label"] or found["answer"] or [None] * len(texts)
-        result = fn(queries=queries, prompts=list(rendered), labels=list(labels), **chosen)
+        own, other = ([_of_row(found[name], row) for row in range(len(texts))] for name in ("label", "answer"))
+        labels = [answer if label is None else label for label, answer in zip(own, other, strict=True)]
+        result = fn(queries=queries, prompts=list(rendered), labels=labels, **chosen)
         return _openrlhf_scores(name, result, len(texts), log_metric) if isinstance(result, Mapping) else result
 
     return _like(fn, reward, _signature(("prompts", "completions"), ("log_metric", *columns), settings))
@@ -162,13 +163,13 @@ def _no_turns() -> dict[str, Any]:
 
 
 def _ground_truth(name: str, row: int, columns: Mapping[str, Any]) -> Any:
-    if columns["ground_truth"] is not None:
-        return columns["ground_truth"][row]
+    if (truth := _of_row(columns["ground_truth"], row)) is not None:
+        return truth
     struct = _of_row(columns["reward_model"], row)
     if isinstance(struct, Mapping) and "ground_truth" in struct:
         return struct["ground_truth"]
-    if columns["answer"] is not None:
-        return columns["answer"][row]
+    if (truth := _of_row(columns["answer"], row)) is not None:
+        return truth
     raise RewardContractError(
         f"reward {name!r}: verl's functions need a column reward_model with a `ground_truth`, or a column ground_truth "
         f"or answer; got reward_model={struct!r}"

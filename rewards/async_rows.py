@@ -90,7 +90,9 @@ class ConcurrentRows:
         result: Any = None
         failure: BaseException | None = None
         stack: Sequence[traceback.FrameSummary] = ()
-        if task.done():
+        if task.cancelled():  # before it had begun
+            failure = asyncio.CancelledError("the row's task was cancelled by the function's module")
+        elif task.done():
             result, failure = task.result()
         else:
             failure, stack = SoftTimeout("past its deadline"), stack_of(task.get_coro())
@@ -101,13 +103,16 @@ class ConcurrentRows:
         self._send(message | {"row": job["rows"][0], "left_behind": self._left_behind})
 
     async def _call(self, job: Mapping[str, Any], logs: Logs) -> tuple[Any, BaseException | None]:
-        """(result, None) or (None, what was raised): the loop must not see SystemExit, which would end it."""
+        """(result, None) or (None, what was raised).
+
+        The loop must not see SystemExit, which would end it; a CancelledError need not be ours: libraries raise it too.
+        """
         result: Any = None
         failure: BaseException | None = None
         try:
             result = self._fn(**keywords(job, slice(0, 1), self._signature, logs))
             result = await result if inspect.isawaitable(result) else result
-        except (Exception, SoftTimeout, SystemExit, KeyboardInterrupt) as error:
+        except BaseException as error:
             failure = error
         signal = self._interruption()
         if signal is not None and signal.task is asyncio.current_task():  # whatever the function made of it

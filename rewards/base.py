@@ -66,6 +66,8 @@ class Verdict:
             raise ValueError(f"Verdict.score: expected a float, got {self.score!r} ({type(self.score).__name__})")
         if not math.isfinite(self.score):
             raise ValueError(f"Verdict.score: expected a finite number, got {self.score!r}")
+        if not isinstance(self.detail, str):
+            raise ValueError(f"Verdict.detail: expected a text, got {type(self.detail).__name__}")
 
     @property
     def ok(self) -> bool:
@@ -106,6 +108,10 @@ REWARDS: dict[str, str] = {
 }
 
 CONVENTIONS = ("verl", "openrlhf")  # prefixes of rewards.adapters
+
+# Path of a user's file -> what it held when grading began. Workers that are forked later load this, so that a file that
+# is edited meanwhile does not score some rows by another function.
+FROZEN: dict[str, bytes] = {}
 
 SUPPLIED = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
 
@@ -237,6 +243,13 @@ def absolute(name: str) -> str:
     return f"{convention}{':' * bool(convention)}{Path(source).expanduser().resolve()}{colon}{attribute}"
 
 
+def sources(names: Iterable[str]) -> dict[str, bytes]:
+    """The files that these names load functions from, as they are now or were frozen: absolute path -> content."""
+    targets = [absolute(name) for name in names]
+    paths = {split_convention(name)[1].rpartition(":")[0] for name in targets}
+    return {path: FROZEN.get(path) or Path(path).read_bytes() for path in paths if path.endswith(".py")}
+
+
 def nearest(word: str, names: Iterable[str]) -> str:
     """The end of an error message about an unknown name: ``; did you mean 'math'?``, or nothing."""
     close = difflib.get_close_matches(word, list(names), n=1, cutoff=0.5)
@@ -262,7 +275,8 @@ def _load_module(label: str, source: str) -> ModuleType:
 def _load_file(label: str, path: Path) -> ModuleType:
     """Import a file under a name of its own, so that a user's ``math.py`` shadows nothing."""
     path = path.expanduser().resolve()
-    if not path.is_file():
+    frozen = FROZEN.get(str(path))
+    if frozen is None and not path.is_file():
         beside = sorted(other.name for other in path.parent.glob("*.py")) if path.parent.is_dir() else []
         where = f"; {path.parent} holds {', '.join(beside)}" if beside else ""
         raise RewardLoadError(f"{label}: no file {path}{where}")
@@ -277,7 +291,10 @@ def _load_file(label: str, path: Path) -> ModuleType:
     sys.path.insert(0, folder)  # modules beside the file win while it is imported ...
     sys.modules[module_name] = module
     try:
-        spec.loader.exec_module(module)
+        if frozen is None:
+            spec.loader.exec_module(module)
+        else:
+            exec(compile(frozen, str(path), "exec", dont_inherit=True), module.__dict__)
     except BaseException as error:
         del sys.modules[module_name]
         if not isinstance(error, Exception):
@@ -326,6 +343,7 @@ class Signature:
     required: frozenset[str]  # those without a default
     takes_all: bool  # it has **kwargs
     settings: frozenset[str] = frozenset()  # what a config's args may give: keyword-only ones, else those with defaults
+    reserved: frozenset[str] = frozenset()  # settings that no column may be: keyword-only ones with defaults
 
     def accepts(self, name: str) -> bool:
         return self.takes_all or name in self.names
@@ -355,6 +373,7 @@ def signature_of(fn: RewardFn, name: str = "") -> Signature:
         required=frozenset(p.name for p in keywords if p.default is p.empty),
         takes_all=any(p.kind is p.VAR_KEYWORD for p in parameters),
         settings=frozenset(keyword_only or [p.name for p in own if p.default is not p.empty]),
+        reserved=frozenset(p.name for p in own if p.kind is p.KEYWORD_ONLY and p.default is not p.empty),
     )
     if not signature.accepts("completions"):
         raise RewardLoadError(

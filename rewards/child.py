@@ -129,7 +129,7 @@ class _Worker:
             if inspect.isawaitable(result):
                 result = self._runner.run(_await(result))
             self._armed = False
-        except (Exception, SoftTimeout, SystemExit, KeyboardInterrupt) as error:
+        except BaseException as error:  # SoftTimeout, SystemExit, CancelledError, ...: whatever it is, the row's
             failure = error
         finally:
             self._armed = False

@@ -95,8 +95,11 @@ class Part:
         """Does it grade a row with these columns? They hold every column of ``when``."""
         return all(row[column] in values for column, values in self.when.items())
 
-    def check_columns(self, columns: Iterable[str]) -> None:
-        """Raises RewardLoadError when a column of ``when`` is absent, or one has the name of a setting in ``args``."""
+    def check_columns(self, columns: Iterable[str], reserved: Iterable[str] = ()) -> None:
+        """Raises RewardLoadError when a column of ``when`` is absent, or one has the name of a setting.
+
+        Settings are those in ``args``, and ``reserved``: the function would take the column, a list, for their value.
+        """
         columns = set(columns)
         absent = sorted(set(self.when) - columns)
         if absent:
@@ -109,6 +112,13 @@ class Part:
             raise RewardLoadError(
                 f"reward.functions.{self.name}.args: {', '.join(twice)} is a column of the rows too, and the function "
                 "cannot have both; rename the column (data.columns), or leave the setting out"
+            )
+        taken = sorted(columns & set(reserved))
+        if taken:
+            raise RewardLoadError(
+                f"reward.functions.{self.name}: {', '.join(taken)} is a column of the rows, and of {self.function} a "
+                "setting (a keyword-only parameter with a default), not a value a row; rename the column "
+                "(data.columns), or the parameter, or write it before the `*`"
             )
 
 
@@ -139,6 +149,8 @@ def read_parts(functions: Mapping[str, Any]) -> dict[str, Part]:
         parts[part.name] = part
     for part in parts.values():
         for gate in part.needs:
+            if math.isnan(part.needs[gate]):
+                raise RewardLoadError(f"reward.functions.{part.name}.needs.{gate}: expected a number, got nan")
             if gate not in parts or gate == part.name:
                 others = sorted(set(parts) - {part.name})
                 raise RewardLoadError(
@@ -159,6 +171,8 @@ def _read(key: str, value: Any) -> Part:
     function = settings.pop("function", None)
     if function is not None and not isinstance(function, str):
         raise RewardLoadError(f"{where}.function: expected the name of a function, got {function!r}")
+    if function and ("/" in key or not key):
+        raise RewardLoadError(f"{where}: expected a name without '/', which stands before the parts of a function")
     kinds = {"args": "setting: value", "when": "column: value or [values]"}
     mappings = {name: settings.pop(name, {}) for name in kinds}
     for name, inside in mappings.items():
@@ -259,7 +273,8 @@ def compose(verdicts: Mapping[str, Verdict], parts: Mapping[str, Part]) -> Verdi
     - A verdict ``error``, ``timeout`` or ``unparseable`` gives the whole its status (in that order of precedence): a
       sum without it would be another reward, so the rollout is left out.
     - A ``not_applicable`` verdict does not count for this row, as ``None`` does in TRL; when no part applies, the row
-      is ``not_applicable``.
+      is ``not_applicable``, and so is one that only parts of weight 0 have graded, where others have weights.
+    - A sum beyond what a float holds is an ``error``.
     - A part whose gate scored less than the part needs counts 0; a gate that does not apply to the row holds nothing
       back. Gates look at raw scores.
     - ``parts`` of the result holds every raw score; parts that a function returned itself are kept under
@@ -281,15 +296,28 @@ def compose(verdicts: Mapping[str, Verdict], parts: Mapping[str, Part]) -> Verdi
             scores.update({f"{name}/{key}": float(value) for key, value in verdict.parts.items()})
             terms.append(0.0 if held else part.weight * _clipped(verdict.score, part.clip))
     status = next((s for s in _SEVERITY if any(verdict.status == s for verdict in verdicts.values())), OK)
-    if status == OK and not any(verdict.ok for verdict in verdicts.values()):
+    weighty = {name for name, part in parts.items() if part.weight} or set(parts)
+    if status == OK and not any(verdict.ok for name, verdict in verdicts.items() if name in weighty):
         status = NOT_APPLICABLE
+    total = _sum(terms)
+    if status == OK and not math.isfinite(total):
+        status = ERROR
+        details.append(f"expected scores whose weighted sum is finite, got {scores}")
     return Verdict(
-        score=math.fsum(terms) if status == OK else 0.0,  # exact, so that the order of parts does not matter
+        score=total if status == OK else 0.0,
         status=status,
         parts=scores,
         detail="\n".join(details),
         seconds=math.fsum(verdict.seconds for verdict in verdicts.values()),
     )
+
+
+def _sum(terms: Iterable[float]) -> float:
+    """Exact, so that the order of parts does not matter; infinite where it is too large for a float."""
+    try:
+        return math.fsum(terms)
+    except (OverflowError, ValueError):  # ValueError: inf - inf
+        return math.inf
 
 
 def _held_back(part: Part, verdicts: Mapping[str, Verdict]) -> str:

@@ -23,7 +23,7 @@ import sys
 import traceback
 from collections.abc import Mapping, Sequence
 
-from rewards.base import REWARDS, resolve
+from rewards.base import FROZEN, REWARDS, resolve
 from rewards.child import prctl, run_worker
 from rewards.wire import receive_message, send_message
 
@@ -35,6 +35,7 @@ def main(descriptor: int) -> None:
     control = socket.socket(fileno=descriptor)
     setup = receive_message(control)
     sys.path[:] = setup["sys_path"]
+    FROZEN.update(setup["sources"])
     os.dup2(2, 1)  # what a reward function prints is for people; it never mixes with the protocol
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     prctl(_PR_SET_CHILD_SUBREAPER, 1)  # what workers leave behind comes to this process, which ends it

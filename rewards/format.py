@@ -50,7 +50,11 @@ def prompt_opens_block(prompt: Any, prompt_text: str | None = None) -> bool:
 
 
 def text_of(completion: Any) -> str:
-    """The text of a completion, which is a string or a list of messages (the last one counts)."""
-    if isinstance(completion, str):
-        return completion
-    return str(completion[-1]["content"]) if completion else ""
+    """The text of a completion, which is a string or a list of messages (the last one counts).
+
+    Of content in parts the texts count; a message that only calls tools has none.
+    """
+    content = completion if isinstance(completion, str) else completion[-1]["content"] if completion else ""
+    if isinstance(content, list):
+        return "".join(part["text"] for part in content if part.get("type", "text") == "text")
+    return "" if content is None else str(content)

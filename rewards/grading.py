@@ -18,55 +18,18 @@ import selectors
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from rewards.base import ERROR, TIMEOUT, Verdict
-from rewards.limits import RowLimit
+from rewards.plans import Plan, Running, Task, job_of, tasks_of
 from rewards.processes import ForkServerDied, Worker, WorkerPool
 
 SLOW_ROW_S = 0.3  # computed or slept so long, a row no longer holds up the rows behind it
 STARVED_ROW_S = 1.0  # the same for a row that mostly waits for a core; less where other rows took much less
 RECHECK_S = 0.1
 SOFT_GRACE_S = 0.25  # between the soft signal and SIGKILL
-MAX_CHUNK = 32  # rows a task of a rowwise function
 MAX_INNOCENT_DEATHS = 3  # times a task is sent again because its worker was lost through no fault of a row
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How one function grades the rows of a call."""
-
-    rows: Sequence[int]  # those it is asked about
-    timeout_s: float  # for a row, a whole batch or a group
-    by_row: bool = False  # from the start, in chunks that are spread over the workers
-    groups: Sequence[Sequence[int]] | None = None  # the same rows, group by group, for a function that takes groups
-    args: Mapping[str, Any] = field(default_factory=dict)  # its settings
-    limit: RowLimit | None = None  # shared by all calls of the pool
-
-
-@dataclass
-class _Task:
-    """Rows of one function, for one worker."""
-
-    function: str
-    rows: list[int]
-    by_row: bool
-    whole: bool = False  # a group: never split
-    innocent_deaths: int = 0
-
-
-@dataclass
-class _Running:
-    task: _Task
-    worker: Worker
-    job: dict[str, Any]
-    since: float  # when the current row (or batch) started
-    cpu_s: float = 0.0  # CPU seconds of the process at that time
-    check_at: float = 0.0  # when to ask whether the row is slow
-    done: int = 0  # rows with a verdict
-    soft_stopped: bool = False
-    detached: bool = False  # beyond num_processes; ends with its row
 
 
 class GradingCall:
@@ -83,12 +46,12 @@ class GradingCall:
         self._plans = plans
         self._inputs = inputs
         self._num_rows = len(inputs["completions"])
-        self._running: dict[Worker, _Running] = {}
-        self._pending: deque[_Task] = deque()
+        self._running: dict[Worker, Running] = {}
+        self._pending: deque[Task] = deque()
         self._limited_until = 0.0  # when the first task that a limit holds back may start
         for function, plan in plans.items():
             if plan.groups is not None:
-                self._pending.extend(_Task(function, list(group), False, whole=True) for group in plan.groups if group)
+                self._pending.extend(Task(function, list(group), False, whole=True) for group in plan.groups if group)
             else:
                 self._pending.extend(self._tasks(function, list(plan.rows), plan.by_row))
         self.verdicts: dict[str, list[Verdict | None]] = {
@@ -100,15 +63,8 @@ class GradingCall:
         self.metrics: dict[str, list[float]] = {}  # name -> a value a call
         self.tracebacks: dict[str, str] = {}  # function -> of its first failure
 
-    def _tasks(self, function: str, rows: list[int], by_row: bool) -> list[_Task]:
-        if not rows:
-            return []
-        size = len(rows)
-        if self._plans[function].limit is not None:
-            size = 1
-        elif by_row:  # several chunks a process, so that a process with slow rows takes fewer of them
-            size = max(1, min(MAX_CHUNK, -(-len(rows) // (4 * self._workers.num_processes))))
-        return [_Task(function, rows[i : i + size], by_row) for i in range(0, len(rows), size)]
+    def _tasks(self, function: str, rows: list[int], by_row: bool) -> list[Task]:
+        return tasks_of(function, self._plans[function], rows, by_row, self._workers.num_processes)
 
     def run(self) -> None:
         try:
@@ -143,7 +99,7 @@ class GradingCall:
 
     def _start_tasks(self) -> None:
         """Give tasks to idle workers, in order, but for those that a limit holds back."""
-        waiting: list[_Task] = []
+        waiting: list[Task] = []
         full: set[str] = set()
         self._limited_until = 0.0
         while self._pending:
@@ -167,27 +123,14 @@ class GradingCall:
                 waiting.append(task)
         self._pending.extendleft(reversed(waiting))
 
-    def _start(self, worker: Worker, task: _Task) -> None:
-        job: dict[str, Any] = {
-            "function": task.function,
-            "by_row": task.by_row,
-            "whole": task.whole,
-            "rows": task.rows,
-            "args": self._plans[task.function].args,
-        }
-        for name, values in self._inputs.items():
-            if name == "columns":
-                job[name] = {column: [v[row] for row in task.rows] for column, v in values.items()}
-            elif name == "trainer_state" or values is None:
-                job[name] = values
-            else:
-                job[name] = [values[row] for row in task.rows]
-        running = self._running[worker] = _Running(task, worker, job, 0.0)
+    def _start(self, worker: Worker, task: Task) -> None:
+        job = job_of(task, self._plans[task.function], self._inputs)
+        running = self._running[worker] = Running(task, worker, job, 0.0)
         self._restart_clock(running, worker.cpu_s)
         if worker.ready:  # else with its first message: it is importing and does not listen
             self._send(running)
 
-    def _send(self, running: _Running) -> None:
+    def _send(self, running: Running) -> None:
         try:
             running.worker.send(running.job)
         except OSError:  # it died between two jobs
@@ -213,7 +156,7 @@ class GradingCall:
                 if worker in self._running:  # else a detached row's process ran on into rows that others have
                     self._take(self._running[worker], message)
 
-    def _take(self, running: _Running, message: dict[str, Any]) -> None:
+    def _take(self, running: Running, message: dict[str, Any]) -> None:
         task = running.task
         if "ready" in message:
             running.worker.ready = True
@@ -230,7 +173,7 @@ class GradingCall:
         else:
             self._take_verdicts(running, message)
 
-    def _take_verdicts(self, running: _Running, message: dict[str, Any]) -> None:
+    def _take_verdicts(self, running: Running, message: dict[str, Any]) -> None:
         task = running.task
         if message["traceback"]:
             self._note(task.function, message["traceback"])
@@ -251,7 +194,7 @@ class GradingCall:
             self._requeue(running, first=running.done)
             self._finish(running)
 
-    def _put(self, task: _Task, rows: Sequence[int], verdict: Verdict) -> None:
+    def _put(self, task: Task, rows: Sequence[int], verdict: Verdict) -> None:
         for row in rows:
             self.verdicts[task.function][row] = verdict
 
@@ -260,15 +203,15 @@ class GradingCall:
 
     # --- time ---------------------------------------------------------------------------------------------------
 
-    def _restart_clock(self, running: _Running, cpu_s: float) -> None:
+    def _restart_clock(self, running: Running, cpu_s: float) -> None:
         running.since = time.monotonic()
         running.cpu_s = running.worker.cpu_s = cpu_s
         running.check_at = running.since + min(SLOW_ROW_S, self._timeout_s(running))
 
-    def _timeout_s(self, running: _Running) -> float:
+    def _timeout_s(self, running: Running) -> float:
         return self._plans[running.task.function].timeout_s
 
-    def _next_event(self, running: _Running) -> float:
+    def _next_event(self, running: Running) -> float:
         if not running.worker.ready:
             return running.since + self._workers.start_timeout_s
         if running.soft_stopped:
@@ -276,11 +219,11 @@ class GradingCall:
         deadline = running.since + self._timeout_s(running)
         return min(deadline, running.check_at) if self._may_detach(running) else deadline
 
-    def _may_detach(self, running: _Running) -> bool:
+    def _may_detach(self, running: Running) -> bool:
         others = len(running.task.rows) > running.done + 1 or self._pending or self._workers.others_wait
         return bool(running.task.by_row and not running.detached and others and self._workers.can_add_spare)
 
-    def _keep_time(self, running: _Running) -> None:
+    def _keep_time(self, running: Running) -> None:
         elapsed, timeout_s = time.monotonic() - running.since, self._timeout_s(running)
         if not running.worker.ready:
             if elapsed >= self._workers.start_timeout_s:
@@ -299,7 +242,7 @@ class GradingCall:
             if self._is_slow(running):
                 self._detach(running)
 
-    def _is_slow(self, running: _Running) -> bool:
+    def _is_slow(self, running: Running) -> bool:
         """It has slept, or has had a core, for SLOW_ROW_S.
 
         On a busy machine every row waits for a core, and more processes do not help: such a row is slow only compared
@@ -312,7 +255,7 @@ class GradingCall:
         computing, cpu_s = usage
         return not computing or cpu_s - running.cpu_s >= SLOW_ROW_S
 
-    def _detach(self, running: _Running) -> None:
+    def _detach(self, running: Running) -> None:
         """Leave the current row alone with its process; its other rows and its place in the pool go to a fresh one."""
         running.detached = True
         self._requeue(running, first=running.done + 1)
@@ -321,7 +264,7 @@ class GradingCall:
 
     # --- ends ---------------------------------------------------------------------------------------------------
 
-    def _finish(self, running: _Running) -> None:
+    def _finish(self, running: Running) -> None:
         """Its work is done. A worker that was interrupted is not used again: who knows what it was in the middle of."""
         if running.soft_stopped or running.detached:
             self._retire(running)
@@ -329,20 +272,20 @@ class GradingCall:
             self._leave(running)
             self._workers.check_in(running.worker)
 
-    def _leave(self, running: _Running) -> None:
+    def _leave(self, running: Running) -> None:
         del self._running[running.worker]
         limit = self._plans[running.task.function].limit
         if limit is not None:
             limit.give_back()
 
-    def _retire(self, running: _Running) -> None:
+    def _retire(self, running: Running) -> None:
         self._leave(running)
         if running.detached:
             self._workers.end_spare(running.worker)
         else:
             self._workers.replace(running.worker)
 
-    def _died(self, running: _Running, *, innocent: bool) -> None:
+    def _died(self, running: Running, *, innocent: bool) -> None:
         """A worker is gone. ``innocent``: it had no row in hand, so its rows are sent again."""
         task = running.task
         try:
@@ -351,12 +294,12 @@ class GradingCall:
             how, innocent = "the fork server died", True
         if innocent and task.innocent_deaths < MAX_INNOCENT_DEATHS:
             rest = task.rows[running.done :]
-            self._pending.append(_Task(task.function, rest, task.by_row, task.whole, task.innocent_deaths + 1))
+            self._pending.append(Task(task.function, rest, task.by_row, task.whole, task.innocent_deaths + 1))
             self._retire(running)
         else:
             self._fail(running, Verdict(0.0, ERROR, detail=f"the reward process died while grading: {how}"))
 
-    def _fail(self, running: _Running, verdict: Verdict) -> None:
+    def _fail(self, running: Running, verdict: Verdict) -> None:
         """The process is lost: the row it was at gets ``verdict``, or the whole group; a batch is repeated by rows."""
         task = running.task
         self._note(task.function, verdict.detail)
@@ -369,7 +312,7 @@ class GradingCall:
             self._pending.extend(self._tasks(task.function, task.rows, by_row=True))
         self._retire(running)
 
-    def _requeue(self, running: _Running, *, first: int) -> None:
+    def _requeue(self, running: Running, *, first: int) -> None:
         rest = running.task.rows[first:]
         if rest:
-            self._pending.appendleft(_Task(running.task.function, rest, running.task.by_row))
+            self._pending.appendleft(Task(running.task.function, rest, running.task.by_row))

@@ -98,6 +98,7 @@ def _check_endpoint(**args: Any) -> None:
 
 
 judge_reward.check_settings = _check_endpoint  # type: ignore[attr-defined]
+judge_reward.file_settings = ("prompt",)  # type: ignore[attr-defined]
 
 
 def rows_of(num_rows: int, **columns: Sequence[Any] | None) -> list[dict[str, Any]]:
@@ -156,6 +157,7 @@ def _check_model(**args: Any) -> None:
 
 
 judge_model_reward.check_settings = _check_model  # type: ignore[attr-defined]
+judge_model_reward.file_settings = ("prompt",)  # type: ignore[attr-defined]
 
 
 def warm_up() -> None:

@@ -89,7 +89,7 @@ async def ask(endpoint: Endpoint, rules: Rules, request: Ask) -> Reply | NoReply
     body = request_body(endpoint, rules, request)
     cache = _cache(endpoint.cache) if endpoint.cache else None
     reading = {"pattern": rules.pattern.pattern, "scale": [rules.low, rules.high], "pairwise": rules.pairwise}
-    key = key_of({"base_url": endpoint.base_url, "body": body, "vote": request.vote, "reading": reading})
+    key = key_of({"base_url": endpoint.base_url, "body": body, "reading": reading})
     if cache is not None and (kept := cache.get(key)) is not None:
         return kept
 

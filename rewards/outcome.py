@@ -66,14 +66,14 @@ def outcome(
         status = TIMEOUT if isinstance(failure, SoftTimeout) else ERROR
         detail, text = _describe(failure, stack), _format(failure, stack)
         if logs.num_rows > 1 and not job["whole"]:
-            return {"split": status, "detail": detail, "traceback": text, "seconds": seconds}
+            return {"split": status, "detail": detail, "traceback": _whole(text), "seconds": seconds}
         verdicts, logs.traceback = [Verdict(0.0, status, detail=detail)] * logs.num_rows, text
     logs.traceback = logs.traceback or next((v.detail for v in verdicts if v.status == ERROR), "")
     return {
         "verdicts": [_pack(verdict, seconds / logs.num_rows) for verdict in verdicts],
         "extras": logs.extras,
         "metrics": logs.metrics,
-        "traceback": logs.traceback,
+        "traceback": _whole(logs.traceback),
         "cpu_s": time.process_time(),
     }
 
@@ -92,7 +92,7 @@ class Logs:
             raise RewardContractError(
                 f"reward {self.name!r}: log_extra({column!r}, ...) expected {self.num_rows} values, one a row"
             )
-        self.extras[str(column)] = [_plain(value) for value in values]
+        self.extras[_whole(str(column))] = [_plain(value) for value in values]
 
     def log_metric(self, name: str, value: float) -> None:
         self.metrics[name] = float(value)
@@ -130,15 +130,23 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {_whole(str(key)): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
         return [_plain(item) for item in value]
-    return value if value is None or isinstance(value, (str, int, float)) else repr(value)
+    if value is None or isinstance(value, (int, float)):
+        return value
+    return _whole(value if isinstance(value, str) else repr(value))
+
+
+def _whole(text: str) -> str:
+    """As files and terminals take it: half of a surrogate pair, e.g. of a file name, is told as its number."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _pack(verdict: Verdict, seconds: float) -> list[Any]:
-    parts = {str(name): float(value) for name, value in verdict.parts.items()}
-    return [float(verdict.score), verdict.status, parts, verdict.detail[-_MAX_DETAIL:], verdict.seconds or seconds]
+    parts = {_whole(str(name)): float(value) for name, value in verdict.parts.items()}
+    detail = _whole(verdict.detail[-_MAX_DETAIL:])
+    return [float(verdict.score), verdict.status, parts, detail, verdict.seconds or seconds]
 
 
 def _told(error: BaseException, stack: Sequence[traceback.FrameSummary]) -> traceback.TracebackException:

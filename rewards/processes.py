@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rewards.base import RewardLoadError
+from rewards.base import RewardLoadError, sources
 from rewards.child import SOFT_SIGNAL
 from rewards.wire import receive_message, send_message
 
@@ -65,7 +65,8 @@ class Worker:
         """
         self.channel.close()
         code = self.server.ask(("end", self.pid))
-        return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        names = {int(one): one.name for one in signal.Signals}  # real-time signals have none
+        return f"signal {names.get(-code, -code)}" if code < 0 else f"exit code {code}"
 
     def soft_stop(self) -> None:
         """Raise ``SoftTimeout`` in the function that it is running. Raises ForkServerDied."""
@@ -92,10 +93,11 @@ class ForkServer:
 
     Args:
         functions: name -> what ``rewards.base.resolve`` takes; every worker loads all of them.
+        sources: files of functions, see ``rewards.base.FROZEN``.
         start_timeout_s: for the start, imports of the built-in functions included.
     """
 
-    def __init__(self, functions: Mapping[str, str], start_timeout_s: float) -> None:
+    def __init__(self, functions: Mapping[str, str], sources: Mapping[str, bytes], start_timeout_s: float) -> None:
         self._lock = threading.Lock()
         self._control, theirs = socket.socketpair()
         environment = {name: os.environ.get(name, value) for name, value in _THREADS.items()}
@@ -111,6 +113,7 @@ class ForkServer:
         setup = {
             "sys_path": [str(Path(p or os.curdir).resolve()) for p in sys.path],
             "functions": dict(functions),
+            "sources": dict(sources),
         }
         self._control.settimeout(start_timeout_s)
         self.ask(setup)
@@ -161,12 +164,13 @@ class WorkerPool:
         self.start_timeout_s = start_timeout_s
         self.num_restarts = 0  # workers replaced so far
         self._targets = targets
+        self._sources = sources(targets.values())
         self._changed = threading.Condition()
         self._idle: list[Worker] = []
         self._num_spares = 0
         self._num_waiting = 0
         self._closed = False
-        self._server = ForkServer(targets, start_timeout_s)
+        self._server = ForkServer(targets, self._sources, start_timeout_s)
         try:
             self._idle = [self._server.fork() for _ in range(num_processes)]  # they import side by side
             deadline = time.monotonic() + start_timeout_s
@@ -251,7 +255,7 @@ class WorkerPool:
             return self._server.fork()
         except ForkServerDied:
             self._server.close()
-            self._server = ForkServer(self._targets, self.start_timeout_s)
+            self._server = ForkServer(self._targets, self._sources, self.start_timeout_s)
             return self._server.fork()
 
     def pids(self) -> list[int]:

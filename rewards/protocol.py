@@ -216,8 +216,19 @@ def _read_json(body: bytes) -> Any:
     def refuse(word: str) -> Any:
         raise WireError("body", f"{word} is no JSON")
 
+    def number(word: str) -> float:
+        return value if math.isfinite(value := float(word)) else refuse(word)
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for name, value in pairs:
+            if name in found:
+                raise WireError("body", f"the name {name!r:.80} stands twice in an object")
+            found[name] = value
+        return found
+
     try:
-        return json.loads(body, parse_constant=refuse)
+        return json.loads(body, parse_constant=refuse, parse_float=number, object_pairs_hook=once)
     except WireError:
         raise
     except (ValueError, RecursionError) as error:

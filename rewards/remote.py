@@ -46,6 +46,7 @@ def remote_reward(
     url: str = "",
     token_env: str = TOKEN_ENV,
     token_file: str = "",
+    version: str = "",
     attempts: int = 6,
     request_timeout_s: float = 600.0,
     **columns: Any,
@@ -56,6 +57,7 @@ def remote_reward(
     a back-off of 0.5 s, 1 s, 2 s, ... or what its Retry-After says; then every row is an ``error`` that tells why.
 
     Settings: ``url``, e.g. http://grader:8000; ``token_env``, the variable that holds the token, or ``token_file``;
+    ``version``, what GET /version says: with it, rows that another version graded are an ``error``;
     ``request_timeout_s`` of silence end a request (a deadline of the whole is the function's ``timeout_s``).
     """
     step = getattr(trainer_state, "global_step", 0) or 0
@@ -63,6 +65,8 @@ def remote_reward(
         request = ScoreRequest(prompts, completions, columns, completion_ids, [0] * len(completions), int(step))
         token = _token(token_env, token_file)
         reply = read_reply(_post(url, token, write_request(request), attempts, request_timeout_s), len(completions))
+        if version and reply.version != version:
+            raise RemoteError(f"expected version {version}, and the server grades with version {reply.version} now")
     except (RemoteError, WireError) as error:
         return [Verdict(0.0, ERROR, detail=f"remote reward {url}: {error}")] * len(completions)
     for column, values in reply.extras.items():

@@ -13,8 +13,9 @@ from typing import Any
 
 from rewards.base import SUPPLIED, RewardLoadError, Verdict, absolute, is_async, resolve
 from rewards.composition import Part, check_part, compose, read_parts
-from rewards.grading import GradingCall, Plan
+from rewards.grading import GradingCall
 from rewards.limits import RowLimit
+from rewards.plans import Plan
 from rewards.processes import WorkerPool
 from rewards.streams import DEFAULT_CONCURRENCY, StreamCall
 
@@ -60,15 +61,14 @@ class RewardPool:
         *,
         start_timeout_s: float = 120.0,
     ) -> None:
-        if num_processes < 1 or timeout_s <= 0:
-            raise ValueError(f"expected num_processes >= 1 and timeout_s > 0, got {num_processes} and {timeout_s}")
+        if num_processes < 1 or not timeout_s > 0:
+            raise RewardLoadError(f"expected num_processes >= 1 and timeout_s > 0, got {num_processes} and {timeout_s}")
         self.parts = read_parts(functions)
         self.num_processes = num_processes
         self.timeout_s = timeout_s
         self.first_tracebacks: dict[str, str] = {}  # part -> traceback of its first failure
         resolved = {name: resolve(part.function) for name, part in self.parts.items()}
-        for name, part in self.parts.items():
-            check_part(part, resolved[name])
+        self._signatures = {name: check_part(part, resolved[name]) for name, part in self.parts.items()}
         self._rowwise = {name for name, fn in resolved.items() if getattr(fn, "rowwise", False)}
         self._groupwise = {name for name, fn in resolved.items() if getattr(fn, "groupwise", False)}
         self._streamed = {name for name in self._rowwise if is_async(resolved[name])}
@@ -158,7 +158,7 @@ class RewardPool:
 
     def _plan(self, part: Part, inputs: Mapping[str, Any], groups: Sequence[Any] | None) -> Plan:
         columns = inputs["columns"]
-        part.check_columns(columns)
+        part.check_columns(columns, self._signatures[part.name].reserved)
         num_rows = len(inputs["completions"])
         rows = [row for row in range(num_rows) if part.applies({column: columns[column][row] for column in part.when})]
         return Plan(
@@ -211,7 +211,7 @@ def _check_columns(
 ) -> None:
     for name in SUPPLIED:
         if name in columns:
-            raise ValueError(f"column {name!r}: this keyword is supplied by the platform; rename the column")
+            raise RewardLoadError(f"column {name!r}: this keyword is supplied by the platform; rename the column")
     given = {"prompts": prompts, **columns}
     given |= {} if completion_ids is None else {"completion_ids": completion_ids}
     given |= {} if groups is None else {"groups": groups}

@@ -20,7 +20,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rewards.base import ERROR, TIMEOUT, Verdict
-from rewards.grading import MAX_INNOCENT_DEATHS, SOFT_GRACE_S, Plan
+from rewards.grading import MAX_INNOCENT_DEATHS, SOFT_GRACE_S
+from rewards.plans import Plan, Task, job_of
 from rewards.processes import ForkServerDied, Worker, WorkerPool
 
 DEFAULT_CONCURRENCY = 16  # rows at the same time in one worker
@@ -128,17 +129,8 @@ class StreamCall:
             self._alone = bool(self._suspects)
             row = queue.popleft()
             self._in_flight[row] = time.monotonic()
-            worker.send(self._job(row))
+            worker.send(job_of(Task(self._function, [row], by_row=True), self._plan, self._inputs))
         return False
-
-    def _job(self, row: int) -> dict[str, Any]:
-        job: dict[str, Any] = {"function": self._function, "rows": [row], "whole": False, "args": self._plan.args}
-        for name, values in self._inputs.items():
-            if name == "columns":
-                job[name] = {column: [v[row]] for column, v in values.items()}
-            else:
-                job[name] = values if name == "trainer_state" or values is None else [values[row]]
-        return job
 
     def _listen(self, worker: Worker) -> list[dict[str, Any]] | None:
         """What arrives before the next event; sends the soft signal when the worker has been silent for too long."""

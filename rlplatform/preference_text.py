@@ -83,6 +83,7 @@ class RewardText:
             raise RenderError(f"expected a conversation that ends with the assistant's turn, got {role}")
         if opened and isinstance(messages[-1].get("content"), str):
             messages[-1] = {**messages[-1], "content": f"{OPEN}\n{messages[-1]['content']}"}
+        messages[len(prompt) :] = [_without_turns(message, tokenizer) for message in messages[len(prompt) :]]
         if self.thoughts == "strip":
             messages = [_without_thought(message) for message in messages]
         segments = render_segments(tokenizer, messages, tools=tools, enable_thinking=self.enable_thinking)
@@ -91,6 +92,16 @@ class RewardText:
         token_ids, trained = encode_segments(tokenizer, segments)
         before = np.flatnonzero(~trained)
         return Written(token_ids, len(token_ids) - (int(before[-1]) + 1 if len(before) else 0))
+
+
+def _without_turns(message: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """A policy can spell out ``<|im_end|>`` and then praise itself as the user: a space keeps it one answer."""
+    content = message.get("content")
+    if isinstance(content, str):
+        special = (str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
+        for token in sorted({*special, *tokenizer.all_special_tokens}, key=len, reverse=True):
+            content = content.replace(token, f"{token[0]} {token[1:]}")
+    return {**message, "content": content}
 
 
 def _without_thought(message: Mapping[str, Any]) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def check_columns(reward: RewardConfig, prompts: Sequence[Prompt]) -> None:
             )
         for part in parts.values():
             try:
-                part.check_columns([*prompt.columns, "prompt_text"])
+                part.check_columns([*prompt.columns, "prompt_text"], signatures[part.name].reserved)
             except RewardLoadError as error:
                 raise ConfigError(f"prompt {prompt.prompt_id}: {error}") from error
     _warn_of_rows_without_grader(parts, prompts)

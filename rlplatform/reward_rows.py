@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rewards.base import STATUSES, Verdict
+from rlplatform.data import DataError, parse_json
 
 BATCH_ROWS = 64  # rows a call of the functions, as a training step would hand them over
 TOLERANCE = 1e-4  # between an expected score and the one that came
@@ -53,9 +54,9 @@ def read_rows(path: Path, limit: int = 0) -> list[Row]:
 
 def _parse(where: str, line: str) -> Any:
     try:
-        return json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise RowsError(f"{where}: not JSON: {error}") from error
+        return parse_json(line, f"{where}: not JSON")
+    except DataError as error:
+        raise RowsError(str(error)) from error
 
 
 def read_row(where: str, row: Any) -> Row:
@@ -96,9 +97,17 @@ def ids_of(rows: Sequence[Row]) -> list[Any] | None:
 
 
 def groups_of(rows: Sequence[Row]) -> list[str] | None:
-    """``[n]``: the group of each row, its column ``group``, else all rows of one prompt. None: nothing says it."""
+    """``[n]``: the group of each row, its column ``group``, else all rows of one prompt. None: nothing says it.
+
+    Raises RowsError when it is said of some rows only.
+    """
     if not any(row.get("group") is not None or "prompt" in row for row in rows):
         return None
+    for number, row in enumerate(rows):
+        if row.get("group") is None and "prompt" not in row:
+            raise RowsError(
+                f"row {number}: expected a `prompt` or a `group`, as other rows have: which group is it of?"
+            )
     return [
         f"group {row['group']}" if row.get("group") is not None else json.dumps(row.get("prompt"), sort_keys=True)
         for row in rows

@@ -2,8 +2,8 @@
 
 Accuracy is pass@1 sampled at the given temperature, averaged over samples and problems; its interval is over problems.
 Seeds depend on the run seed and the problem alone, so two evaluations of one model are identical and two models meet
-the same randomness. A verdict that is not ok counts as wrong and is counted in ``eval/not_ok``. The mean of a reward
-part is over the problems it applies to: with parts routed by task it is that task's own.
+the same randomness. A verdict that is not ok counts as wrong and is counted in ``eval/not_ok``. Accuracy, and
+the mean of a reward part, are over the problems that the part applies to: with parts routed by task, that task's own.
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ def evaluate(
     firsts: list[ScoredGroup] = []
     if greedy:
         firsts = _ask(prompts, generate, score, replace(sampling, temperature=0.0), 1, seed)
-        metrics["eval/greedy_accuracy"] = float(np.mean([scores(group, metric, 1).mean() for group in firsts]))
+        own = _own(firsts, metric, graders)
+        metrics["eval/greedy_accuracy"] = float(np.mean([scores(group, metric, 1).mean() for group in own]))
     return Evaluation(metrics, tuple(sampled), tuple(firsts))
 
 
@@ -106,6 +107,12 @@ def applies(part: str, group: ScoredGroup, graders: Collection[str] | None = Non
     return not any(verdict.parts for verdict in verdicts) if graders is None else function in graders
 
 
+def _own(groups: Sequence[ScoredGroup], part: str, graders: Graders | None) -> Sequence[ScoredGroup]:
+    """The problems that a part applies to; all of them where it applies to none."""
+    asked = [(group, graders(group.group.prompt) if graders else None) for group in groups]
+    return [group for group, names in asked if applies(part, group, names)] or groups
+
+
 def interval95(means: np.ndarray) -> float:
     """Half the normal 95 % interval of the mean of problems' means, float [problems]; 0 for a single problem."""
     return 1.96 * float(means.std(ddof=1) / np.sqrt(len(means))) if len(means) > 1 else 0.0
@@ -113,7 +120,8 @@ def interval95(means: np.ndarray) -> float:
 
 def reduce(groups: Sequence[ScoredGroup], *, metric: str, num_samples: int, graders: Graders | None = None) -> Metrics:
     """Accuracy with its interval, pass@k, means of the parts, lengths and verdicts that are not ok."""
-    table = np.stack([scores(group, metric, num_samples) for group in groups])  # [problems, samples]
+    own = _own(groups, metric, graders)
+    table = np.stack([scores(group, metric, num_samples) for group in own])  # [problems, samples]
     means = table.mean(axis=1)
     correct = (table >= 1.0 - 1e-6).sum(axis=1)
     rollouts = [rollout for group in groups for rollout in group.group.rollouts]
@@ -129,8 +137,7 @@ def reduce(groups: Sequence[ScoredGroup], *, metric: str, num_samples: int, grad
     while k < num_samples:
         k = min(2 * k, num_samples)
         metrics[f"eval/pass_at_{k}"] = float(np.mean([pass_at_k(num_samples, int(c), k) for c in correct]))
-    asked = [(group, graders(group.group.prompt) if graders else None) for group in groups]
     for part in sorted({name for verdict in verdicts for name in verdict.parts}):
-        own = [scores(group, part, num_samples).mean() for group, names in asked if applies(part, group, names)]
-        metrics[f"eval/part/{part}"] = float(np.mean(own))
+        of_part = _own(groups, part, graders)
+        metrics[f"eval/part/{part}"] = float(np.mean([scores(group, part, num_samples).mean() for group in of_part]))
     return metrics

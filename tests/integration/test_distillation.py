@@ -169,9 +169,7 @@ def test_one_update_is_the_plain_arithmetic(
         assert change < 1e-3, name
 
 
-def test_the_divergence_falls(
-    start_learner: StartLearner, teachers: Any, student: str, teacher: str
-) -> None:
+def test_the_divergence_falls(start_learner: StartLearner, teachers: Any, student: str, teacher: str) -> None:
     config = configuration(teacher)
     learner = start_learner(replace(config, num_steps=30, optimizer=OptimizerConfig(lr=2e-3)), student)
     learner.attach_teacher(teachers(0))

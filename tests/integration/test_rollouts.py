@@ -288,7 +288,5 @@ def test_the_same_budget_again_gives_the_same_tokens(setup: Setup) -> None:
 def test_a_budget_that_is_no_number_is_refused(setup: Setup) -> None:
     (request,) = budget_requests([1])
     bad = replace(request, prompt=replace(request.prompt, columns={"thinking_budget": "many"}))
-    with pytest.raises(
-        ValueError, match="thinking_budget: expected a number of tokens >= 0 or null, got 'many'"
-    ):
+    with pytest.raises(ValueError, match="thinking_budget: expected a number of tokens >= 0 or null, got 'many'"):
         setup.fleet.submit([bad])

@@ -74,6 +74,36 @@ def test_pass_at_k_equals_counting_every_subset(case: tuple[int, int, int]) -> N
     assert pass_at_k(n, c, k) == pytest.approx(sum(any(s) for s in subsets) / len(subsets))
 
 
+def test_a_part_is_judged_by_the_problems_that_it_grades() -> None:
+    """Routing: math and code problems in one set; one failed, and of one nobody knows which part it was."""
+    said = {
+        "math 0": [Verdict(1.0, parts={"math": 1.0}), Verdict(0.0, parts={"math": 0.0})],
+        "math 1": [Verdict(1.0, parts={"math": 1.0}), Verdict(0.0, "error")],
+        "code 0": [Verdict(1.0, parts={"code": 1.0}), Verdict(1.0, parts={"code": 1.0})],
+        "code 1": [Verdict(0.0, "not_applicable"), Verdict(0.0, "not_applicable")],
+        "lost": [Verdict(0.0, "timeout"), Verdict(0.0, "timeout")],
+    }
+    prompts = [Prompt(name, (), np.array([1], dtype=np.int32), name) for name in said]
+
+    def generate(requests, sampling):  # type: ignore[no-untyped-def]
+        return [
+            RolloutGroup(r.prompt, (rollout(1),) * r.num_samples, step=0, index=index)
+            for index, r in enumerate(requests)
+        ]
+
+    def score(groups):  # type: ignore[no-untyped-def]
+        return [ScoredGroup(g, tuple(said[g.prompt.prompt_id][: len(g.rollouts)])) for g in groups]
+
+    options = {"sampling": SamplingParams(4), "num_samples": 2, "seed": 0, "greedy": True}
+    found = evaluate(prompts, generate=generate, score=score, metric="math", **options).metrics  # type: ignore[arg-type]
+    assert found["eval/accuracy"] == pytest.approx((0.5 + 0.5 + 0.0) / 3)
+    assert found["eval/pass_at_2"] == pytest.approx(2 / 3)
+    assert found["eval/greedy_accuracy"] == pytest.approx((1 + 1 + 0) / 3)
+    assert found["eval/part/math"] == found["eval/accuracy"]
+    assert found["eval/part/code"] == pytest.approx((1.0 + 0.0) / 2)
+    assert found["eval/not_ok"] == 5.0
+
+
 def test_evaluation_counts_not_ok_as_wrong_and_repeats_its_seeds() -> None:
     """Two problems, four samples: right 2 of 4 and 1 of 4, one verdict a timeout."""
     prompts = [PROMPT, Prompt("q", (), np.array([2], dtype=np.int32), "q")]

@@ -137,6 +137,9 @@ class TestWrongInput:
             (b"\xff", "body", None, "expected JSON"),
             (b"[" * 100_00, "body", None, "expected JSON"),
             ({"completions": ["a", float("nan")]}, "body", None, "NaN is no JSON"),
+            (b'{"completions": ["a"], "columns": {"n": [1e400]}}', "body", None, "1e400 is no JSON"),
+            (b'{"completions": ["a"], "completions": ["b"]}', "body", None, "'completions' stands twice"),
+            (b'{"columns": {"answer": ["1"], "answer": ["2"]}}', "body", None, "'answer' stands twice"),
             ({"completion": []}, "completion", None, "completions"),
             ({"completions": []}, "completions", None, "at least one row"),
             ({"completions": "ab"}, "completions", None, "expected a list, a value a row, got a string"),
@@ -259,9 +262,7 @@ class TestWire:
             Verdict(score if status == OK else 0.0, status, parts, text) for score, status, parts, text in values
         ]
         body = write_reply(Scored(verdicts, {"column": [math.nan] * len(verdicts)}, {"m": math.inf}, {}), "v")
-        assert b"NaN" not in body
-        assert b"Infinity" not in body
-        for given_row in json.loads(body)["verdicts"]:
+        for given_row in json.loads(body, parse_constant=pytest.fail)["verdicts"]:
             assert (given_row["score"] is None) == (given_row["status"] != OK)
         reply = read_reply(body, len(verdicts))
         expected = [
@@ -434,6 +435,18 @@ class TestRemote:
         assert scored.verdicts[1].seconds >= 1.0
         assert scored.extras["seen"][0] == "ok"
         assert scored.metrics["step"] == 3.0
+
+    def test_another_version_than_the_one_that_was_named_is_an_error(self, mine):
+        server = RewardServer(served({f"{mine}:longest": 1.0}))
+        try:
+            version = json.loads(ask(server, "GET", "/version").body)["version"]
+            with Http(through(server)) as web:
+                assert remote_reward(["p"], ["a"], url=web.url, version=version)[0].ok
+                [verdict] = remote_reward(["p"], ["a"], url=web.url, version="3f0c00000000")
+        finally:
+            server.close()
+        assert verdict.status == ERROR
+        assert f"expected version 3f0c00000000, and the server grades with version {version} now" in verdict.detail
 
     def test_groups_travel_whole(self, mine):
         server = RewardServer(served({f"{mine}:longest": 1.0}))

@@ -202,6 +202,20 @@ def short(queries, prompts, labels):
 """
 
 
+def test_verl_rows_of_mixed_files_have_each_their_own_ground_truth(verl_file):
+    """A file whose rows have different columns gives None where a row lacks one; that is no ground truth."""
+    columns = {
+        "ground_truth": ["a", None, None, None],
+        "reward_model": [None, {"ground_truth": "b"}, None, {"style": "rule"}],
+        "answer": [None, "x", "c", None],
+        "data_source": ["s"] * 4,
+    }
+    with RewardPool({f"verl:{verl_file}:is_right": 1.0}, timeout_s=60.0) as pool:
+        verdicts = pool.score(["q"] * 4, ["a", "b", "c", "d"], columns)
+    assert [(v.score, v.status) for v in verdicts] == [(1.0, OK)] * 3 + [(0.0, ERROR)]
+    assert "a column ground_truth or answer" in verdicts[3].detail
+
+
 @pytest.fixture(scope="module")
 def openrlhf_file(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("openrlhf") / "reward_func.py"
@@ -214,6 +228,7 @@ class TestOpenRLHF:
         fn = resolve(f"openrlhf:{openrlhf_file}:reward_func")
         assert fn(prompts=["p", "q"], completions=["abc", "d"], answer=[3, 2]).tolist() == [1.0, 0.0]
         assert fn(prompts=["p", "q"], completions=["abc", "d"], label=[3, 1], answer=[0, 0]).tolist() == [1.0, 1.0]
+        assert fn(prompts=["p", "q"], completions=["abc", "d"], label=[3, None], answer=[0, 1]).tolist() == [1.0, 1.0]
         fn = resolve(f"openrlhf:{openrlhf_file}:with_logs")
         message = [{"role": "user", "content": "hello"}]
         [verdict] = fn(prompts=[message], completions=[[{"role": "assistant", "content": "x"}]], bonus=1.0)

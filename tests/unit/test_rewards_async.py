@@ -223,7 +223,7 @@ def test_one_bad_row_has_one_bad_status(pool, functions):
 def test_a_row_that_takes_its_worker_with_it(pool, functions, mode, status):
     """A blocked loop, one that takes no signal, a process that ends, a coroutine that ignores its cancellation."""
     made = pool("behave", timeout_s=1.0)
-    modes = ["ok"] * 6 + [mode] + ["ok"] * 6 + [mode] + ["ok"] * 6
+    modes = ["ok"] * 6 + [mode] + ["ok"] * 6 + [mode] * (mode == "exit") + ["ok"] * 6
     verdicts = score(made, modes).verdicts
     assert [v.status for v in verdicts] == [status if m == mode else OK for m in modes]
     assert made.num_restarts > 0

@@ -88,12 +88,23 @@ def test_logged_columns_are_shown(rows_file, user_file, capsys):
     assert "length" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("timeout_s", [0.0, -1.0, float("nan")])
+def test_a_deadline_that_is_none_exits_2(tmp_path, capsys, timeout_s):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"completion": "7", "answer": "7"}')
+    assert run_reward_test(["exact"], path, None, timeout_s=timeout_s) == 2
+    assert "timeout_s > 0" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
         ("mth", '{"completion": "x"}', ["did you mean 'math'"]),
         ("math", "", ["expected at least one row"]),
         ("math", '{"completion": "x"}\nnot json\n', ["line 2", "not JSON"]),
+        ("math", '{"completion": "\\ud800", "answer": "1"}\n', ["line 1", "half of a character"]),
+        ("math", '{"completion": "1", "answer": "1", "prompts": "x"}\n', ["'prompts'", "rename the column"]),
+        ("group_length", '{"completion": "1", "prompt": "p"}\n{"completion": "2"}', ["row 1", "`prompt` or a `group`"]),
         ("math", "[1]", ["line 1", "expected a JSON object, got list"]),
         ("math", '{"text": "x"}', ["line 1", "`completion`", "the row has text"]),
         ("math", '{"completion": 7}', ["line 1", "`completion`", "7"]),

@@ -85,6 +85,8 @@ def test_a_weight_or_a_mapping():
         ({"a.py:fn": 1, "b.py:fn": 1}, ["'a.py:fn' and 'b.py:fn' are both called 'fn'", "NAME: {function: ...}"]),
         ({"math": {"needs": "format"}}, ["math.needs", "of which there are none", "'format'"]),
         ({"format": 1, "math": {"needs": ["fromat"]}}, ["math.needs", "did you mean 'format'"]),
+        ({"format": 1, "math": {"needs": {"format": math.nan}}}, ["math.needs.format", "got nan"]),
+        ({"math/acc": {"function": "math"}}, ["functions.math/acc", "without '/'"]),
         ({"math": {"needs": "math"}}, ["math.needs", "got 'math'"]),
         ({"format": 1, "math": {"needs": {"format": "x"}}}, ["math.needs.format: expected a number"]),
         ({"format": 1, "math": {"needs": 3}}, ["math.needs: expected a part"]),
@@ -173,6 +175,14 @@ def test_two_marks_exclude_each_other():
         ({"a": 1, "b": 0.5}, (UNPARSEABLE, ERROR), 0, ERROR, {}),
         ({"a": 1, "b": 0.5}, (NOT_APPLICABLE, UNPARSEABLE), 0, UNPARSEABLE, {}),
         ({"a": 0, "b": 1}, (ERROR, 1), 0, ERROR, {"b": 1}),  # a weight of 0 records, and its errors count
+        # a row that only a weight of 0 grades has no reward; where nothing has a weight there is nothing else to say
+        ({"a": 0, "b": 1}, (3, NOT_APPLICABLE), 0, NOT_APPLICABLE, {"a": 3}),
+        ({"a": 0, "b": 1}, (3, None), 0, NOT_APPLICABLE, {"a": 3}),
+        ({"a": 0, "b": 0}, (3, None), 0, OK, {"a": 3}),
+        # beyond what a float holds
+        ({"a": 1, "b": 1}, (1.7e308, 1.7e308), 0, ERROR, {"a": 1.7e308, "b": 1.7e308}),
+        ({"a": 10}, (1e308,), 0, ERROR, {"a": 1e308}),
+        ({"a": 10, "b": -10}, (1e308, 1e308), 0, ERROR, {"a": 1e308, "b": 1e308}),
         # gates look at raw scores
         ({"f": 0.1, "m": {"needs": "f"}}, (1, 1), 1.1, OK, {"f": 1, "m": 1}),
         ({"f": 0.1, "m": {"needs": "f"}}, (0, 1), 0, OK, {"f": 0, "m": 1}),
@@ -246,7 +256,8 @@ def test_ok_exactly_when_every_part_is_ok_or_does_not_apply(case):
     config, of_row = case
     whole = compose(of_row, read_parts(config))
     statuses = {verdict.status for verdict in of_row.values()}
-    assert whole.ok == (statuses <= {OK, NOT_APPLICABLE} and OK in statuses)
+    of_weight = {v.status for name, v in of_row.items() if config[name]["weight"]} or statuses  # none has a weight
+    assert whole.ok == (statuses <= {OK, NOT_APPLICABLE} and OK in of_weight)
     assert whole.ok or whole.score == 0.0
     if statuses & set(NOT_OK):
         assert whole.status == next(status for status in (ERROR, TIMEOUT, UNPARSEABLE) if status in statuses)
@@ -375,7 +386,7 @@ def test_one_function_twice_with_other_settings(user_file):
         (verdict,) = pool.score(["p"], ["four"], {"level": [1]})
         assert dict(verdict.parts) == {"short": -4.0, "long": 12.5, "more": 1.0}
         assert verdict.score == -4 + 25 + 1
-        with pytest.raises(RewardLoadError, match=r"long\.args: offset is a column of the rows too"):
+        with pytest.raises(RewardLoadError, match=r"short: offset is a column of the rows"):
             pool.score(["p"], ["four"], {"offset": [1]})
 
 

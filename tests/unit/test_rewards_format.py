@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rewards.format import format_reward, is_well_formed
+from rewards.format import format_reward, is_well_formed, text_of
 
 # (completion, thinking, block opened by the prompt, expected)
 TABLE = [
@@ -109,3 +109,18 @@ def test_a_block_that_the_prompt_closed_is_not_open():
 def test_column_thinking_must_be_true_or_false(value):
     with pytest.raises(ValueError, match="column 'thinking', row 0: expected true or false"):
         format_reward(["p"], ["b"], thinking=[value])
+
+
+@pytest.mark.parametrize(
+    ("completion", "text"),
+    [
+        ("a", "a"),
+        ([], ""),
+        ([{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "a"),
+        ([{"role": "assistant", "content": None, "tool_calls": []}], ""),  # not the word None
+        ([{"role": "assistant", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}], "ab"),
+        ([{"role": "assistant", "content": [{"type": "image", "url": "x"}]}], ""),
+    ],
+)
+def test_the_text_of_a_completion(completion, text):
+    assert text_of(completion) == text

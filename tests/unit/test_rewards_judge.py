@@ -242,6 +242,8 @@ def test_any_texts_come_out_as_they_went_in(question, answer, reference):
         "answer": harmless(answer),
     }
     assert marker(case) == marker(Case(question, answer, reference))
+    for other in (Case(question + "x", answer, reference), Case(question, answer + "x", reference)):
+        assert marker(other) != marker(case)
 
 
 @pytest.mark.parametrize(
