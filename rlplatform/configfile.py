@@ -196,4 +196,7 @@ def placement(config: RunConfig) -> list[tuple[str, int, float, float]]:
     if isinstance(config, RLConfig | SFTConfig | PreferenceConfig):
         learner = config.learner
         wanted.append(("learner", learner.num_workers, learner.cpus_per_worker, learner.gpus_per_worker))
+    if isinstance(config, RLConfig) and config.teacher.path:
+        teacher = config.teacher
+        wanted.append(("teacher", teacher.num_workers, teacher.cpus_per_worker, teacher.gpus_per_worker))
     return wanted
