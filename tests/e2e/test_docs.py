@@ -24,6 +24,11 @@ ELSEWHERE = {
     ),
     "rlplatform run configs/recipe/demo.yaml --smoke": "tests/e2e/test_demo.py",
     "rlplatform run configs/preference/synthetic.yaml --smoke": "tests/integration/test_preference.py",
+    "rlplatform run configs/recipe/qwen3_mini.yaml --smoke": (
+        "tests/integration/test_recipe_stages.py runs stages of each kind on engines; these 34 take too long here"
+    ),
+    "rlplatform run configs/recipe/qwen3_mini.yaml --from cold": "tests/unit/test_plan.py",
+    "rlplatform run configs/recipe/qwen3_mini.yaml --only fusion": "tests/unit/test_plan.py",
     "rlplatform submit configs/recipe/demo.yaml --address http://127.0.0.1:8265 --smoke": (
         "tests/integration/test_submit.py"
     ),
