@@ -137,4 +137,5 @@ WITHOUT: dict[str, str] = {
     "judge_model": "it asks a model that a run loads",
     "preference": "it needs a trained preference model",
     "remote": "it asks a served reward",
+    "environment": "it hands on the verdict of an episode that a run played",
 }

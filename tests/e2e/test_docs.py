@@ -24,6 +24,10 @@ ELSEWHERE = {
     ),
     "rlplatform run configs/recipe/demo.yaml --smoke": "tests/e2e/test_demo.py",
     "rlplatform run configs/preference/synthetic.yaml --smoke": "tests/integration/test_preference.py",
+    ".venv/bin/python -m benchmarks.demo_seeds": "tests/e2e/test_demo.py, test_rl_runs.py: the recipe; a control",
+    "rlplatform run configs/recipe/preference.yaml --smoke": (
+        "tests/integration/test_preference.py trains reward models and has a reward service start one"
+    ),
     "rlplatform run configs/recipe/qwen3_mini.yaml --smoke": (
         "tests/integration/test_recipe_stages.py runs stages of each kind on engines; these 34 take too long here"
     ),
