@@ -1,4 +1,4 @@
-"""docs/configuration.md, made from the dataclasses of ``config.py``: `python -m rlplatform.configdocs`."""
+"""docs/configuration.md, made from the dataclasses of ``rlplatform.config``: `python -m rlplatform.configdocs`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rlplatform.config import KINDS
 
 HEAD = """# Configuration
 
-Made from `rlplatform/config.py` by `python -m rlplatform.configdocs`; a test compares the two.
+Made from `rlplatform/config/` by `python -m rlplatform.configdocs`; a test compares the two.
 
 One YAML file is one run; its `kind` says which of the tables below reads it. Every key has a default, an unknown key is
 an error that names the nearest valid one, and `key=value` on the command line overrides the file:

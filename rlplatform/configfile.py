@@ -1,4 +1,4 @@
-"""Reading, checking, printing and saving configurations (OmegaConf; the dataclasses are in ``config.py``)."""
+"""Reading, checking, printing and saving configurations (OmegaConf; the dataclasses are in ``config/``)."""
 
 from __future__ import annotations
 
