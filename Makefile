@@ -10,7 +10,7 @@ export DO_NOT_TRACK ?= 1
 export EXTRA PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-fresh recipe test lint format smollm2 requirements clean
+.PHONY: help setup demo demo-fresh recipe findings test lint format smollm2 requirements clean
 
 help: ## list these targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1|/' | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
@@ -26,6 +26,9 @@ demo-fresh: setup ## the demo again, from the start
 
 recipe: setup ## the staged recipe in miniature: base, cold start, RL, fusion, general RL, distillation; resumes
 	@$(BIN)/rlplatform run configs/recipe/qwen3_mini.yaml
+
+findings: setup ## seeds, ablations and a real model: docs/findings.md; hours, goes on where it stopped
+	@$(BIN)/python -m benchmarks.findings
 
 test: setup ## every test
 	@$(BIN)/python -m pytest
