@@ -58,6 +58,7 @@ class Benchmark:
     max_new_tokens: int = 32768
     category: str = ""  # what the breakdown is by; "" = there is none
     not_counted: str = ""  # a category that stands in the breakdown alone, not in the score
+    by_name_only: bool = False  # not one of "all of them"
     multi_turn: bool = False  # a dialogue, driven by think_follow.py; enable_thinking is not used
     figures: figures.Figures = field(default_factory=dict)
     notes: str = ""
@@ -243,12 +244,23 @@ _TABLE = (
         figures=figures.COUNTERFACTQA,
         notes="rebuilt; questions with a true premise stand in the breakdown as `control`",
     ),
+    Benchmark(
+        "own",
+        "problems of your own, with short answers",
+        {"math": 1.0},
+        prompts.own,
+        Source("", "test", "own/test.jsonl"),
+        max_new_tokens=4096,
+        category="domain",
+        by_name_only=True,
+        notes="`paths.own`: rows with `prompt` (text or messages), `answer` and, if you like, `domain`; asked as they stand",
+    ),
 )
 BENCHMARKS: dict[str, Benchmark] = {one.name: one for one in _TABLE}
 
 
 def select(names: Sequence[str]) -> list[Benchmark]:
-    """Those of these names; all of them for none.
+    """Those of these names; for none, all that need no rows of the user's own.
 
     Raises:
         ConfigError: an unknown name; the nearest is named.
@@ -258,4 +270,8 @@ def select(names: Sequence[str]) -> list[Benchmark]:
             close = difflib.get_close_matches(name, BENCHMARKS, n=1, cutoff=0.5)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             raise ConfigError(f"benchmark: expected some of {', '.join(BENCHMARKS)}; got {name!r}{hint}")
-    return [BENCHMARKS[name] for name in dict.fromkeys(names)] if names else list(_TABLE)
+    return (
+        [BENCHMARKS[name] for name in dict.fromkeys(names)]
+        if names
+        else [one for one in _TABLE if not one.by_name_only]
+    )

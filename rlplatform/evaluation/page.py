@@ -34,7 +34,8 @@ def _line(one: Benchmark) -> str:
 
 
 def _source(source: Source) -> tuple[str, str]:
-    return f"`{source.hub.replace('{}', '*')}`, {source.split}", f"`{source.local}`"
+    hub = f"`{source.hub.replace('{}', '*')}`, {source.split}" if source.hub else "a file of yours"
+    return hub, f"`{source.local}`"
 
 
 def _module(one: Benchmark) -> str:

@@ -43,6 +43,13 @@ def _math(question: str, answer: str, category: str = "") -> Row:
     return {"prompt": _user(f"{question}\n\n{STEP_BY_STEP}"), "category": category, "answer": answer}
 
 
+def own(row: Mapping[str, Any], exemplars: Exemplars) -> Row:
+    """A user's own row: its prompt as it stands."""
+    prompt = _field(row, "prompt")
+    messages = _user(prompt) if isinstance(prompt, str) else [dict(message) for message in prompt]
+    return {"prompt": messages, "category": str(row.get("domain") or ""), "answer": str(_field(row, "answer"))}
+
+
 # --- mathematics ----------------------------------------------------------------------------------------------------
 
 

@@ -61,7 +61,7 @@ def local(name: str, rows: list[dict[str, Any]], folder: Path, **files: list[dic
 
 def test_the_table_has_what_the_report_says() -> None:
     in_house = {"thinkfollow", "lengthctrl", "tooluse", "counterfactqa"}
-    assert set(BENCHMARKS) == {*COUNTS, "aime24", "aime25", *in_house}
+    assert set(BENCHMARKS) == {*COUNTS, "aime24", "aime25", "own", *in_house}
     assert SAMPLING["thinking"] == {"temperature": 0.6, "top_p": 0.95, "top_k": 20, "presence_penalty": 0.0}
     assert SAMPLING["non_thinking"] == {"temperature": 0.7, "top_p": 0.8, "top_k": 20, "presence_penalty": 1.5}
     assert tuple(SAMPLING) == MODES
@@ -76,7 +76,7 @@ def test_the_table_has_what_the_report_says() -> None:
 
 def test_an_unknown_benchmark_is_named_with_the_nearest() -> None:
     assert [one.name for one in select(["mgsm", "gsm8k", "mgsm"])] == ["mgsm", "gsm8k"]
-    assert len(select([])) == len(BENCHMARKS)
+    assert {one.name for one in select([])} == set(BENCHMARKS) - {"own"}
     with pytest.raises(ConfigError, match="did you mean 'mmlu_redux'"):
         select(["mmlu-redux"])
 
@@ -290,7 +290,7 @@ HUB_ROWS: dict[str, list[dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("name", [name for name, one in BENCHMARKS.items() if one.source])
+@pytest.mark.parametrize("name", [name for name, one in BENCHMARKS.items() if one.source and one.source.hub])
 def test_a_set_of_the_hub_is_read_subset_by_subset(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows as the hub's dataset cards show them; what is asked of the hub is noted."""
     benchmark, asked = BENCHMARKS[name], []
@@ -316,6 +316,19 @@ def test_a_set_of_the_hub_is_read_subset_by_subset(name: str, tmp_path: Path, mo
     assert subsets == {"mgsm": 11, "bbh": 27, "mmlu_redux": 57}.get(name, 1)
     if subsets > 1:
         assert {row["category"] for row in rows} == set(benchmark.source.subsets)
+
+
+def test_own_problems_are_asked_as_they_stand(tmp_path: Path) -> None:
+    dialogue = [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}]
+    rows = local(
+        "own", [{"prompt": "1 + 1?", "answer": 2, "domain": "sums"}, {"prompt": dialogue, "answer": "x"}], tmp_path
+    )
+    assert rows == [
+        {"id": "own-00000", "prompt": [{"role": "user", "content": "1 + 1?"}], "category": "sums", "answer": "2"},
+        {"id": "own-00001", "prompt": dialogue, "category": "", "answer": "x"},
+    ]
+    with pytest.raises(DataError, match=r"expected data_dir to hold own/test.jsonl, which is on no hub"):
+        rows_of(BENCHMARKS["own"])
 
 
 def test_a_limit_meets_every_part_of_the_set() -> None:
