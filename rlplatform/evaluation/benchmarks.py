@@ -253,7 +253,7 @@ _TABLE = (
         max_new_tokens=4096,
         category="domain",
         by_name_only=True,
-        notes="`paths.own`: rows with `prompt` (text or messages), `answer` and, if you like, `domain`; asked as they stand",
+        notes="`paths.own`: rows with `prompt` (text or messages), `answer` and perhaps `domain`; asked as they stand",
     ),
 )
 BENCHMARKS: dict[str, Benchmark] = {one.name: one for one in _TABLE}

@@ -7,9 +7,11 @@
     rl        for reinforcement
     student   the same prompts, every second one with /no_think: for distillation in both modes
     plain     non-thinking answers by task, for the fusion
+    thoughts  the general tasks answered with a thought, for the fusion: no model of this size could be asked for them
     test      held out
 
-No problem is in two of them, but for ``plain``, whose sums are those that ``base`` says at once, and ``student``.
+No sum is in two of them, but for ``plain``, whose sums are those that ``base`` says at once, and ``student``, whose sums
+are those of ``rl``.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ from rlplatform.tasks.general import suite
 
 Row = dict[str, Any]
 
-GENERAL = ("letter_case", "marks")  # tasks of one turn whose answers a rule can check
+GENERAL = ("letter_case", "marks", "mode_single", "boxed", "concise")  # tasks of one turn that a rule can check
+GRADERS = {"letter_case": "exact", "marks": "exact", "mode_single": "exact", "boxed": "math"}  # none: by its checklist
+DIGITS = {2: 0.15, 3: 0.6, 4: 0.25}
 EMPTY = "<think>\n\n</think>\n\n"
 
 
@@ -31,12 +35,12 @@ def problems(
     seed: int,
     *,
     num_direct: int = 4000,
-    num_worked: int = 4000,
+    num_worked: int = 8000,
     num_teacher: int = 4000,
-    num_queries: int = 400,
+    num_queries: int = 1200,
     num_rl: int = 1500,
     num_test: int = 256,
-    num_general: int = 1500,
+    num_general: int = 2500,
     digits: Mapping[Any, float] | None = None,
     general: Sequence[str] = GENERAL,
 ) -> dict[str, list[Row]]:
@@ -51,12 +55,12 @@ def problems(
         num_sft=num_direct + num_worked + num_teacher,
         num_train=num_queries + num_rl,
         num_test=num_test,
-        digits=digits or {2: 0.15, 3: 0.85},
+        digits=digits or DIGITS,
     )
     rows = {split: [_sum(row) for row in made] for split, made in sums.items()}
     direct = rows["sft"][:num_direct]
     worked = rows["sft"][num_direct : num_direct + num_worked]
-    answers = general_answers(seed, general, num_general)
+    answers, thoughts = general_answers(seed, general, num_general)
     said = [{**_plain(row), "task": "sums", "grader": "math", "response": row["said"]} for row in direct]
     base = [_spoken(row["prompt"], row["response"]) for row in [*said, *answers]]
     base += [_spoken(f"Work out: {row['prompt']}", _without_thought(row["worked"])) for row in worked]
@@ -73,6 +77,7 @@ def problems(
             for k, row in enumerate(rl)
         ],
         "plain": [*said, *answers],
+        "thoughts": thoughts,
         "test": [_plain(row) for row in rows["test"]],
     }
 
@@ -100,27 +105,30 @@ def _without_thought(worked: str) -> str:
     return worked.replace("<think>\n", "").replace("\n</think>\n", "")
 
 
-def general_answers(seed: int, tasks: Sequence[str], num: int) -> list[Row]:
-    """Unflagged rows of general tasks with the answer alone: the task's own columns stay, for checklists."""
+def general_answers(seed: int, tasks: Sequence[str], num: int) -> tuple[list[Row], list[Row]]:
+    """Unflagged rows of general tasks, with the answer alone and with a thought; ``num`` of both together.
+
+    The task's own columns stay, for checklists. A row is in one of the two lists alone.
+    """
     if not num:
-        return []
+        return [], []
     flags = {"think": 0.0, "no_think": 0.0, "none": 1.0}
-    made = suite(seed, tasks=list(tasks), num_sft=num, num_train=0, num_test=0, flag_shares=flags, system_share=0.0)[
-        "sft"
-    ]
-    return [
-        {
-            "id": row["id"],
+    made = suite(seed, tasks=list(tasks), num_sft=num, num_train=0, num_test=0, flag_shares=flags, system_share=0.0)
+    rows = [row for row in made["sft"] if len(row["prompt"]) == 1]
+    answers, thoughts = [], []
+    for place, row in enumerate(rows):
+        own = {
+            **{key: value for key, value in row.items() if key not in ("messages", "rejected", "prompt")},
             "prompt": row["prompt"][0]["content"],
-            "answer": row["answer"],
             "domain": row["ability"],
-            "task": row["task"],
-            "grader": "exact",
-            "response": row["messages"][-1]["content"].partition("</think>\n\n")[2],
         }
-        for row in made
-        if len(row["prompt"]) == 1
-    ]
+        said = row["messages"][-1]["content"]
+        if place % 2:
+            thoughts.append({**own, "response": said, "status": "ok", "score": 1.0})
+        else:
+            grader = {"grader": GRADERS[row["task"]]} if row["task"] in GRADERS else {}
+            answers.append({**own, **grader, "response": said.partition("</think>\n\n")[2]})
+    return answers, thoughts
 
 
 def unverifiable(queries: Sequence[Row]) -> list[Row]:
