@@ -10,8 +10,8 @@
     thoughts  the general tasks answered with a thought, for the fusion: no model of this size could be asked for them
     test      held out
 
-No sum is in two of them, but for ``plain``, whose sums are those that ``base`` says at once, and ``student``, whose sums
-are those of ``rl``.
+No sum is in two of them, but for ``plain``, whose sums are those that ``base`` says at once, and ``student``, whose
+sums are those of ``rl``.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from rlplatform.tasks.general import suite
 
 Row = dict[str, Any]
 
-GENERAL = ("letter_case", "marks", "mode_single", "boxed", "concise")  # tasks of one turn that a rule can check
-GRADERS = {"letter_case": "exact", "marks": "exact", "mode_single": "exact", "boxed": "math"}  # none: by its checklist
+# Tasks of one turn that a rule can check; none with sums, which could be those of ``test``.
+GENERAL = ("letter_case", "marks", "mode_single", "concise")
+GRADERS = {"letter_case": "exact", "marks": "exact", "mode_single": "exact"}  # the others: by their checklists
 DIGITS = {2: 0.15, 3: 0.6, 4: 0.25}
 EMPTY = "<think>\n\n</think>\n\n"
 

@@ -17,7 +17,7 @@ from rlplatform.stages.checklists import check_responses
 from rlplatform.stages.fusion import usable
 from rlplatform.stages.query_filters import not_verifiable
 from rlplatform.stages.records import apply_filters
-from rlplatform.tasks.mini import problems
+from rlplatform.tasks.mini import GENERAL, problems
 
 CONFIG = Path(__file__).parents[2] / "configs/recipe/qwen3_mini.yaml"
 
@@ -79,7 +79,14 @@ def test_plain_answers_meet_their_checklists(splits: dict[str, list[dict[str, An
     steps = {"usable": partial(usable, thinking=False), "checklist": check_responses}
     records = apply_filters("plain", splits["plain"], steps)
     assert records.dropped() == []
-    assert {row["task"] for row in splits["plain"]} == {"sums", "letter_case", "marks"}
+    assert {row["task"] for row in splits["plain"]} == {"sums", *GENERAL}
+
+
+def test_thoughts_are_samples_of_the_general_tasks(splits: dict[str, list[dict[str, Any]]]) -> None:
+    records = apply_filters("thoughts", splits["thoughts"], {"usable": partial(usable, thinking=True)})
+    assert records.dropped() == []
+    assert {row["task"] for row in splits["thoughts"]} == set(GENERAL)
+    assert not {row["id"] for row in splits["thoughts"]} & {row["id"] for row in splits["plain"]}
 
 
 def test_every_second_prompt_of_the_student_asks_for_no_thought(splits: dict[str, list[dict[str, Any]]]) -> None:
