@@ -15,11 +15,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.findings import ablations, after_stages
+from benchmarks.findings import ablations, after_stages, distillation, single
 from benchmarks.findings.page import DOCS, read_json, write_json, write_page
 from benchmarks.findings.study import Settings, Study, Unfinished, provenance, run_study, shown
 
-STUDIES: tuple[Study, ...] = (*after_stages.STUDIES, *ablations.STUDIES)
+STUDIES: tuple[Study, ...] = (
+    *after_stages.STUDIES,
+    *distillation.STUDIES,
+    *ablations.STUDIES,
+    *single.STUDIES,
+)
 
 
 def chosen(names: Sequence[str]) -> list[Study]:

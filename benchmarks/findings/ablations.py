@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -36,25 +37,34 @@ def parent_of(settings: Settings, *needed: str) -> tuple[Path, dict[str, Any]]:
     return folder, recipe
 
 
+def parent_key(folder: Path, *stages: str) -> str:
+    """Of what a study takes from seed 0's run: other models there, another run folder here."""
+    keys = [done_of(folder, stage, STAGES)["key"] for stage in stages]
+    return hashlib.sha256(" ".join(keys).encode()).hexdigest()[:8]
+
+
 # --- entropy --------------------------------------------------------------------------------------------------------
 
 ARMS = {"control": "with entropy control", "none": "without"}
+_ENTROPY_NEEDS = ("cold", "rl_queries")
 _RL_KEYS = ("prompts_per_step", "group_size", "updates_per_step", "sampling", "reward", "optimizer")
 
 
 def entropy_runs(settings: Settings) -> Iterator[Run]:
-    folder, recipe = parent_of(settings, "cold", "rl_queries")
+    folder, recipe = parent_of(settings, *_ENTROPY_NEEDS)
     overrides = [
         *same_as(recipe, "control", (*_RL_KEYS, "algorithm"), of="reasoning"),
         f"stages.control.model.path={shown(folder / 'cold' / 'model')}",
         f"stages.control.data.path={shown(folder / 'rl_queries')}",
         f"stages.control.evaluation.data.path={shown(folder / 'data')}",
     ]
-    yield Run("entropy/seed0", "findings/entropy.yaml", tuple(overrides))
+    key = parent_key(folder, *_ENTROPY_NEEDS)
+    yield Run(f"entropy/{key}", "findings/entropy.yaml", tuple(overrides))
 
 
 def collect_entropy(settings: Settings) -> Numbers:
-    folder = settings.folder("entropy/seed0")
+    (run,) = entropy_runs(settings)
+    folder = settings.folder(run.name)
     finished_run(folder, "entropy")
     stages = recipe_of(folder, "entropy")["stages"]
     arms: dict[str, Numbers] = {}
@@ -147,7 +157,9 @@ MORE_STEPS = 4
 
 
 def cold_start_runs(settings: Settings) -> Iterator[Run]:
-    folder, recipe = parent_of(settings, "base", "cold_data", "rl_queries")
+    needed = ("base", "cold_data", "rl_queries")
+    folder, recipe = parent_of(settings, *needed)
+    key = parent_key(folder, *needed)
     cold_keys = ("num_steps", "tokens_per_step", "max_tokens", "optimizer")
     common = [
         *same_as(recipe, "cold", cold_keys, of="cold"),
@@ -158,11 +170,11 @@ def cold_start_runs(settings: Settings) -> Iterator[Run]:
         f"stages.rl.data.path={shown(folder / 'rl_queries')}",
     ]
     for count in COUNTS:
-        name = f"cold_start/{count or 'all'}"
+        name = f"cold_start/{key}-{count or 'all'}"
         yield Run(name, "findings/cold_start.yaml", (*common, f"stages.cold.data.limit={count}"))
     steps = MORE_STEPS * int(recipe["stages"]["cold"]["num_steps"])
     more = [one for one in common if not one.startswith("stages.cold.num_steps=")]
-    yield Run("cold_start/all-long", "findings/cold_start.yaml", (*more, f"stages.cold.num_steps={steps}"))
+    yield Run(f"cold_start/{key}-all-long", "findings/cold_start.yaml", (*more, f"stages.cold.num_steps={steps}"))
 
 
 def collect_cold_start(settings: Settings) -> Numbers:
