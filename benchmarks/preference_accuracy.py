@@ -21,7 +21,7 @@ from model.init import init_model
 from model.tokenizer import train_bpe
 from pretrain.preference import run_preference
 from rlplatform.config import DataConfig, LearnerConfig, ModelConfig, OptimizerConfig, PreferenceConfig
-from rlplatform.data import read_rows
+from rlplatform.datafiles import read_rows
 from rlplatform.launch import ray_session
 from rlplatform.preference_report import table
 from rlplatform.tasks.preferences import pairs

@@ -12,7 +12,8 @@ import numpy as np
 
 from model.chat import RenderError, Segment, encode_segments, render_segments
 from rlplatform.config import DataConfig
-from rlplatform.data import DataError, normalise, read_rows
+from rlplatform.data import normalise
+from rlplatform.datafiles import DataError, read_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

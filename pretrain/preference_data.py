@@ -24,7 +24,8 @@ import numpy as np
 from model.messages import RenderError
 from pretrain.examples import Examples, pack
 from rlplatform.config import DataConfig
-from rlplatform.data import DataError, normalise, read_rows
+from rlplatform.data import normalise
+from rlplatform.datafiles import DataError, read_rows
 from rlplatform.preference_text import RewardText, Written
 
 if TYPE_CHECKING:

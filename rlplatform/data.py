@@ -1,4 +1,4 @@
-"""From a file or hub id to prompts: every row checked before any worker starts, nothing cut silently.
+"""From rows to prompts and their order: every row checked before any worker starts, nothing cut silently.
 
 A row's prompt column is a string (one user message) or a list of messages. Every other column travels with the prompt
 to the reward functions. verl's parquet schema (``prompt`` messages, ``reward_model.ground_truth``) reads as is.
@@ -6,19 +6,16 @@ to the reward functions. verl's parquet schema (``prompt`` messages, ``reward_mo
 
 from __future__ import annotations
 
-import gzip
-import json
 import re
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from model.messages import RenderError, render_chat
 from rlplatform.config import ConfigError, DataConfig, RLConfig
+from rlplatform.datafiles import DataError, parse_json, read_rows
 from rlplatform.seeds import request_seed
 from rlplatform.stages.query_selection import Curriculum
 from rlplatform.stages.texts import rank
@@ -27,136 +24,8 @@ from rlplatform.types import GenerationRequest, Prompt
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet")
-_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # an escape that is one half of a character
-
-
-class DataError(ConfigError):
-    """A dataset that cannot be used; the message names file, row and column."""
-
 
 # --- rows -----------------------------------------------------------------------------------------------------------
-
-
-def parse_json(text: str, expected: str) -> Any:
-    """``text`` as JSON.
-
-    Raises:
-        DataError: it does not parse, or holds half of a surrogate pair, which neither a tokenizer nor a file takes; the
-            message is ``expected`` with the reason.
-    """
-    try:
-        value = json.loads(text)
-        if _SURROGATE.search(text):
-            json.dumps(value, ensure_ascii=False).encode()
-    except json.JSONDecodeError as error:
-        raise DataError(f"{expected}: {error}") from error
-    except UnicodeEncodeError as error:
-        half = f"\\u{ord(str(error.object)[error.start]):04x}"
-        raise DataError(f"{expected}: {half} is half of a character: its pair is missing") from error
-    except RecursionError as error:
-        raise DataError(f"{expected}: nested too deeply") from error
-    return value
-
-
-def read_json(path: Path, expected: str) -> Any:
-    """The value of a JSON file; errors as in ``parse_json``."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{expected}: {error}") from error
-    return parse_json(text, expected)
-
-
-def read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(``file:line``, row) of a JSONL file, gzipped or not. Blank lines are passed over."""
-    opener = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opener(path, "rt", encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                if not line.strip():
-                    continue
-                row = parse_json(line, f"{path}:{number}: expected one JSON object a line")
-                if not isinstance(row, dict):
-                    raise DataError(f"{path}:{number}: expected a JSON object, got {type(row).__name__}")
-                yield f"{path}:{number}", row
-    except (OSError, UnicodeDecodeError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error
-
-
-def _read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.read_table(path)
-    except Exception as error:
-        raise DataError(f"{path}: expected a parquet file: {error}") from error
-    for number, row in enumerate(table.to_pylist(), 1):
-        yield f"{path} row {number}", row
-
-
-def _read_json(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    rows = read_json(path, f"{path}: expected a JSON list of objects")
-    if not isinstance(rows, list):
-        raise DataError(f"{path}: expected a JSON list of objects, got {type(rows).__name__}")
-    for number, row in enumerate(rows, 1):
-        if not isinstance(row, dict):
-            raise DataError(f"{path} row {number}: expected an object, got {type(row).__name__}")
-        yield f"{path} row {number}", row
-
-
-def _read_hub(path: str, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    name, _, subset = path.partition(":")  # e.g. openai/gsm8k:main
-    try:
-        from datasets import load_dataset
-
-        dataset = load_dataset(name, subset or None, split=split)
-    except Exception as error:
-        raise DataError(
-            f"data.path={path!r}: no such file or folder here, and as a hub dataset it did not load "
-            f"(split {split!r}): {type(error).__name__}: {str(error).splitlines()[0]}"
-        ) from error
-    for number, row in enumerate(dataset, 1):
-        yield f"{path}[{split}] row {number}", dict(row)
-
-
-def files_of_split(folder: Path, split: str) -> list[Path]:
-    """The data files of ``split`` in a folder: ``SPLIT.jsonl``, ``SPLIT-*.parquet``, ``SPLIT/...`` and the like."""
-    found = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.name.endswith(SUFFIXES)
-        and (re.split(r"[-_.]", path.name)[0] == split or split in path.relative_to(folder).parts[:-1])
-    )
-    if not found:
-        there = sorted(p.name for p in folder.rglob("*") if p.name.endswith(SUFFIXES))[:10]
-        raise DataError(f"{folder}: no file of split {split!r} ({', '.join(SUFFIXES)}); files there: {there}")
-    return found
-
-
-def read_rows(config: DataConfig) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(where it stands, row) of every row of the dataset, as written."""
-    if not config.path:
-        raise DataError("data.path: expected a JSONL or parquet file, a folder, or a hub id; got nothing")
-    path = Path(config.path)
-    if path.is_dir():
-        paths = files_of_split(path, config.split)
-    elif path.is_file():
-        paths = [path]
-    elif (path.suffix and ":" not in path.name) or path.is_absolute() or config.path.startswith("."):
-        raise DataError(f"data.path={config.path!r}: no such file")
-    else:
-        yield from _read_hub(config.path, config.split)
-        return
-    for file in paths:
-        if file.name.endswith((".jsonl", ".jsonl.gz")):
-            yield from read_jsonl(file)
-        elif file.suffix == ".parquet":
-            yield from _read_parquet(file)
-        elif file.suffix == ".json":
-            yield from _read_json(file)
-        else:
-            raise DataError(f"{file}: expected one of {', '.join(SUFFIXES)}")
 
 
 def _column(row: Mapping[str, Any], name: str, where: str) -> Any:

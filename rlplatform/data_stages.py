@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from rlplatform.config import ConfigError, DataConfig, FilterConfig, FusionConfig
-from rlplatform.data import normalise, read_rows
+from rlplatform.data import normalise
+from rlplatform.datafiles import read_rows
 from rlplatform.launch import Outcome
 from rlplatform.runs import RunFolder
 from rlplatform.sample_stage import Row, write_rows

@@ -7,71 +7,47 @@ A row is a JSON object with ``completion`` (a string, or a list of messages) and
 
 from __future__ import annotations
 
-import gzip
 import json
 import math
-import zlib
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from rewards.base import STATUSES, Verdict
-from rlplatform.data import DataError, parse_json
+from rlplatform.datafiles import DataError, read_jsonl
 
 BATCH_ROWS = 64  # rows a call of the functions, as a training step would hand them over
 TOLERANCE = 1e-4  # between an expected score and the one that came
 Row = dict[str, Any]
 
 
-class RowsError(ValueError):
-    """A data file that cannot be read; the message names file and line."""
-
-
 def read_rows(path: Path, limit: int = 0) -> list[Row]:
     """The rows of a JSONL file, gzipped where it ends in ``.gz``; ``limit``: only the first ones, 0 = all.
 
-    Raises RowsError naming file and line.
+    Raises DataError naming file and line.
     """
     if not path.is_file():
-        raise RowsError(f"{path}: no such file")
-    rows = []
-    try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    where = f"{path}, line {number}"
-                    rows.append(read_row(where, _parse(where, line)))
-                if limit and len(rows) == limit:
-                    break
-    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
-        raise RowsError(
-            f"{path}: cannot be read as {'gzipped ' * (path.suffix == '.gz')}UTF-8 text: {error}"
-        ) from error
+        raise DataError(f"{path}: no such file")
+    rows = [read_row(where, row) for where, row in islice(read_jsonl(path), limit or None)]
     if not rows:
-        raise RowsError(f"{path}: expected at least one row, got an empty file")
+        raise DataError(f"{path}: expected at least one row, got an empty file")
     return rows
 
 
-def _parse(where: str, line: str) -> Any:
-    try:
-        return parse_json(line, f"{where}: not JSON")
-    except DataError as error:
-        raise RowsError(str(error)) from error
-
-
 def read_row(where: str, row: Any) -> Row:
-    """``row``, checked. Raises RowsError."""
+    """``row``, checked. Raises DataError."""
     if not isinstance(row, dict):
-        raise RowsError(f"{where}: expected a JSON object, got {type(row).__name__}")
+        raise DataError(f"{where}: expected a JSON object, got {type(row).__name__}")
     if not isinstance(row.get("completion"), (str, list)):
-        raise RowsError(
+        raise DataError(
             f"{where}: expected `completion` to be a string or a list of messages, got "
             f"{row.get('completion', 'no such column')!r}; the row has {', '.join(row) or 'no columns'}"
         )
     expect = row.get("expect")
     is_score = isinstance(expect, (int, float)) and not isinstance(expect, bool) and math.isfinite(expect)
     if expect is not None and not is_score and expect not in STATUSES:
-        raise RowsError(f"{where}: expect: expected a score or one of {', '.join(STATUSES)}, got {expect!r}")
+        raise DataError(f"{where}: expect: expected a score or one of {', '.join(STATUSES)}, got {expect!r}")
     return row
 
 
@@ -99,13 +75,13 @@ def ids_of(rows: Sequence[Row]) -> list[Any] | None:
 def groups_of(rows: Sequence[Row]) -> list[str] | None:
     """``[n]``: the group of each row, its column ``group``, else all rows of one prompt. None: nothing says it.
 
-    Raises RowsError when it is said of some rows only.
+    Raises DataError when it is said of some rows only.
     """
     if not any(row.get("group") is not None or "prompt" in row for row in rows):
         return None
     for number, row in enumerate(rows):
         if row.get("group") is None and "prompt" not in row:
-            raise RowsError(
+            raise DataError(
                 f"row {number}: expected a `prompt` or a `group`, as other rows have: which group is it of?"
             )
     return [

@@ -15,7 +15,8 @@ from rewards.base import REWARDS, SUPPLIED, RewardFn, RewardLoadError, Verdict, 
 from rewards.examples import EXAMPLES, WITHOUT
 from rewards.plugins import installed
 from rewards.runner import RewardPool
-from rlplatform.reward_rows import Row, RowsError, agrees, columns_of, ids_of, read_row
+from rlplatform.datafiles import DataError
+from rlplatform.reward_rows import Row, agrees, columns_of, ids_of, read_row
 
 BUILT_IN = "built in"
 FROM_SERVICE = "prompt_text"  # a column that the reward service supplies
@@ -195,7 +196,7 @@ def examples_of(name: str) -> list[Row]:
     rows = getattr(resolve(name), "examples", ())
     try:
         return [read_row(f"reward {name!r}: examples, row {number}", row) for number, row in enumerate(rows)]
-    except (RowsError, TypeError) as error:
+    except (DataError, TypeError) as error:
         raise RewardLoadError(str(error)) from error
 
 

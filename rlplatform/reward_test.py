@@ -18,7 +18,7 @@ from rewards.base import OK, STATUSES, RewardLoadError, Verdict, resolve
 from rewards.runner import RewardPool
 from rlplatform.config import ConfigError
 from rlplatform.reward_choice import Choice, choose
-from rlplatform.reward_rows import Row, RowsError, agrees, batches, columns_of, groups_of, ids_of, read_rows
+from rlplatform.reward_rows import Row, agrees, batches, columns_of, groups_of, ids_of, read_rows
 
 MAX_SHOWN_ROWS = 20
 NUM_SLOWEST = 3
@@ -78,7 +78,7 @@ def run_reward_test(
         tested = grade_rows(choice, rows)
         if out is not None:
             write_verdicts(out, tested)
-    except (ConfigError, RewardLoadError, RowsError, OSError) as error:
+    except (ConfigError, RewardLoadError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return WRONG
     show(choice, tested)

@@ -20,7 +20,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from rlplatform.config import ConfigError
-from rlplatform.data import DataError, read_jsonl
+from rlplatform.datafiles import DataError, read_jsonl
 from rlplatform.servable import tokenizer_of
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.text import Text
 
 from rlplatform.config import ConfigError, DataConfig
-from rlplatform.data import DataError, read_json, read_rows
+from rlplatform.datafiles import DataError, read_json, read_rows
 from rlplatform.servable import tokenizer_of
 from rlplatform.tokens import Rendered, meta_file, render_row
 

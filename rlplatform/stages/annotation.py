@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from rewards.base import OK
+from rlplatform.datafiles import DataError, jsonl_lines
 from rlplatform.stages.pass_rates import is_correct
 from rlplatform.stages.records import Row, by_query, row_key, text_column
 from rlplatform.stages.texts import prompt_text
@@ -132,27 +133,19 @@ def _number(value: Any) -> Any:
 
 
 def _lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    if path.suffix == ".csv":
+        return _csv_lines(path)
+    try:
+        return [(f"line {number}", line) for number, line in jsonl_lines(path, encoding="utf-8-sig")]
+    except DataError as error:
+        raise AnnotationError(str(error)) from error
+
+
+def _csv_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise AnnotationError(f"{path}: cannot be read: {error}") from error
-    if path.suffix == ".csv":
-        return _csv_lines(path, text)
-    found = []
-    for number, line in enumerate(text.split("\n"), 1):  # splitlines would also cut at U+2028 inside a response
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise AnnotationError(f"{path}: line {number}: expected one JSON object a line: {error}") from error
-        if not isinstance(value, dict):
-            raise AnnotationError(f"{path}: line {number}: expected a JSON object, got {type(value).__name__}")
-        found.append((f"line {number}", value))
-    return found
-
-
-def _csv_lines(path: Path, text: str) -> list[tuple[str, dict[str, Any]]]:
     limit = csv.field_size_limit(1 << 30)  # a long response is more than the default of 128 KiB
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from rlplatform.config import DataConfig
-from rlplatform.data import normalise, read_rows
+from rlplatform.data import normalise
+from rlplatform.datafiles import read_rows
 
 Row = dict[str, Any]
 INSTRUCTION = "Think inside <think> </think>, then give the final answer in \\boxed{}."

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlplatform.config import ConfigError, DataConfig
-from rlplatform.data import DataError, ShuffledPrompts, load_prompts, normalise, read_rows
+from rlplatform.data import ShuffledPrompts, load_prompts, normalise
+from rlplatform.datafiles import DataError, read_rows
 from rlplatform.types import Prompt
 
 

@@ -28,8 +28,9 @@ from rlplatform.config import (
     SampleConfig,
 )
 from rlplatform.configfile import load_values, stages
-from rlplatform.data import CurriculumPrompts, DataError, ShuffledPrompts, prompt_stream
+from rlplatform.data import CurriculumPrompts, ShuffledPrompts, prompt_stream
 from rlplatform.data_stages import conversation, filter_rows, fusion
+from rlplatform.datafiles import DataError
 from rlplatform.pipeline import run_config
 from rlplatform.plan import FINISHED, STARTS_OVER, plan_recipe
 from rlplatform.sample_stage import ask, query_rows, response_rows, sample_summary, write_rows

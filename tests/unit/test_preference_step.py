@@ -20,7 +20,7 @@ from pretrain.preference_step import members, micro_batch_pair_loss, pair_losses
 from pretrain.step import plan_steps, rank_micro_batches
 from rlplatform.config import ConfigError, DataConfig, PreferenceConfig
 from rlplatform.configfile import load_values
-from rlplatform.data import DataError
+from rlplatform.datafiles import DataError
 from rlplatform.preference_text import RewardText
 from rlplatform.tasks.preferences import pairs as made_up
 

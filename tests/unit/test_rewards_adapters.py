@@ -14,7 +14,8 @@ from rewards.base import CONVENTIONS, ERROR, OK, RewardLoadError, absolute, reso
 from rewards.composition import read_parts
 from rewards.runner import RewardPool
 from rlplatform.config import DataConfig
-from rlplatform.data import normalise, read_rows
+from rlplatform.data import normalise
+from rlplatform.datafiles import read_rows
 
 VERL = '''
 import re

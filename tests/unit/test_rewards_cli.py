@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from rlplatform.reward_rows import RowsError, batches, groups_of, read_rows
+from rlplatform.datafiles import DataError
+from rlplatform.reward_rows import batches, groups_of, read_rows
 from rlplatform.reward_test import run_reward_test
 
 ROWS = [
@@ -101,16 +102,16 @@ def test_a_deadline_that_is_none_exits_2(tmp_path, capsys, timeout_s):
     [
         ("mth", '{"completion": "x"}', ["did you mean 'math'"]),
         ("math", "", ["expected at least one row"]),
-        ("math", '{"completion": "x"}\nnot json\n', ["line 2", "not JSON"]),
-        ("math", '{"completion": "\\ud800", "answer": "1"}\n', ["line 1", "half of a character"]),
+        ("math", '{"completion": "x"}\nnot json\n', ["rows.jsonl:2", "expected one JSON object a line"]),
+        ("math", '{"completion": "\\ud800", "answer": "1"}\n', ["rows.jsonl:1", "half of a character"]),
         ("math", '{"completion": "1", "answer": "1", "prompts": "x"}\n', ["'prompts'", "rename the column"]),
         ("group_length", '{"completion": "1", "prompt": "p"}\n{"completion": "2"}', ["row 1", "`prompt` or a `group`"]),
-        ("math", "[1]", ["line 1", "expected a JSON object, got list"]),
-        ("math", '{"text": "x"}', ["line 1", "`completion`", "the row has text"]),
-        ("math", '{"completion": 7}', ["line 1", "`completion`", "7"]),
-        ("math", '{"completion": "7", "expect": true}', ["line 1", "expect", "a score or one of ok, timeout", "True"]),
-        ("math", '{"completion": "7", "expect": NaN}', ["line 1", "expect", "nan"]),
-        ("math", '{"completion": "7", "expect": "wrong"}', ["line 1", "expect", "'wrong'"]),
+        ("math", "[1]", ["rows.jsonl:1", "expected a JSON object, got list"]),
+        ("math", '{"text": "x"}', ["rows.jsonl:1", "`completion`", "the row has text"]),
+        ("math", '{"completion": 7}', ["rows.jsonl:1", "`completion`", "7"]),
+        ("math", '{"completion": "7", "expect": true}', ["jsonl:1", "expect", "a score or one of ok, timeout", "True"]),
+        ("math", '{"completion": "7", "expect": NaN}', ["rows.jsonl:1", "expect", "nan"]),
+        ("math", '{"completion": "7", "expect": "wrong"}', ["rows.jsonl:1", "expect", "'wrong'"]),
     ],
 )
 def test_what_cannot_be_read_is_named_and_exits_2(tmp_path, capsys, name, content, words):
@@ -133,10 +134,10 @@ def test_gzip(tmp_path):
         file.write("\n".join(json.dumps(row) for row in ROWS) + "\n\n")
     assert read_rows(path) == ROWS
     path.write_bytes(path.read_bytes()[:40])
-    with pytest.raises(RowsError, match=r"rows\.jsonl\.gz: cannot be read"):
+    with pytest.raises(DataError, match=r"rows\.jsonl\.gz: cannot be read"):
         read_rows(path)
     path.write_text("plain")
-    with pytest.raises(RowsError, match=r"rows\.jsonl\.gz: cannot be read"):
+    with pytest.raises(DataError, match=r"rows\.jsonl\.gz: cannot be read"):
         read_rows(path)
 
 

@@ -20,7 +20,7 @@ from model.tokenizer import chat_texts, train_bpe
 from pretrain.examples import Examples, load_examples, pack
 from pretrain.step import micro_batch_loss, plan_steps, rank_micro_batches
 from rlplatform.config import DataConfig
-from rlplatform.data import DataError
+from rlplatform.datafiles import DataError
 from rlplatform.tasks.arithmetic import problems
 
 MESSAGES = DataConfig(prompt="messages")

@@ -335,7 +335,7 @@ def test_all_problems_at_once(filled: tuple[Path, list]) -> None:
 def test_files_that_are_broken(text: str, filled: tuple[Path, list]) -> None:
     path, unsolved = filled
     path.write_text(text, encoding="utf-8")
-    with pytest.raises(AnnotationError, match="line 1: expected"):
+    with pytest.raises(AnnotationError, match=r":1: expected"):
         read_verdicts(path, unsolved)
     with pytest.raises(AnnotationError, match="cannot be read"):
         read_verdicts(path.with_name("absent.jsonl"), unsolved)

@@ -19,7 +19,7 @@ from model.chat import Segment, encode_segments
 from model.tokenizer import load_tokenizer, train_bpe
 from rlplatform.cli import app
 from rlplatform.config import ConfigError
-from rlplatform.data import DataError
+from rlplatform.datafiles import DataError
 from rlplatform.tokens import Rendered, meta_file, render_file, render_row
 from rlplatform.tokens_show import show_file, token_roles, token_texts
 
