@@ -27,8 +27,8 @@ demo-fresh: setup ## the demo again, from the start
 recipe: setup ## the staged recipe in miniature: base, cold start, RL, fusion, general RL, distillation; resumes
 	@$(BIN)/rlplatform run configs/recipe/qwen3_mini.yaml
 
-findings: setup ## seeds, ablations and a real model: docs/findings.md; hours, goes on where it stopped
-	@$(BIN)/python -m benchmarks.findings
+findings: setup ## seeds, ablations, a real model: docs/findings.md; hours; resumes (ARGS="--only budget")
+	@$(BIN)/python -m benchmarks.findings $(ARGS)
 
 test: setup ## every test
 	@$(BIN)/python -m pytest

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from benchmarks.findings import ablations, after_stages, distillation, single
 from benchmarks.findings.page import DOCS, read_json, write_json, write_page
-from benchmarks.findings.study import Settings, Study, Unfinished, provenance, run_study, shown
+from benchmarks.findings.study import Settings, Study, Unfinished, provenance, run_study, shown, without_places
 
 STUDIES: tuple[Study, ...] = (
     *after_stages.STUDIES,
@@ -81,15 +81,16 @@ def main() -> int:
 def work(studies: Sequence[Study], settings: Settings, docs: Path, *, collect_only: bool) -> list[str]:
     """Run and collect each study; one that stops does not keep the others, what stopped them is returned."""
     problems: list[str] = []
+    been: set[str] = set()
     for study in studies:
         try:
             if not collect_only:
-                run_study(study, settings)
+                run_study(study, settings, been=been)
             found = {**provenance(study, settings), **study.collect(settings)}
         except Unfinished as problem:
             problems.append(str(problem))
             continue
-        print(f"{study.name}: {shown(write_json(study, found, docs))}")
+        print(f"{study.name}: {shown(write_json(study, without_places(found, settings), docs))}")
     return problems
 
 

@@ -73,7 +73,7 @@ def collect_entropy(settings: Settings) -> Numbers:
         curve = [(int(row["step"]), float(row["policy/entropy"])) for row in rows]
         start = curve[0][1]
         at, lowest = min(curve, key=lambda point: point[1])
-        num = stages[name]["evaluation"].get("num_samples", 4)
+        num = stages[name]["evaluation"].get("num_samples", 1)
         held_out = {
             step: problem_means(eval_file(folder / name, step), "math", num) for step in eval_steps(folder / name)
         }
@@ -184,9 +184,10 @@ def collect_cold_start(settings: Settings) -> Numbers:
         done = finished_run(folder, "cold_start")
         stages = recipe_of(folder, "cold_start")["stages"]
         samples = stages["thinking"].get("num_samples", 4)
+        counts = [samples, stages["rl"]["evaluation"].get("num_samples", 1)]
         files = [eval_file(folder / "thinking"), eval_file(folder / "rl")]
-        accuracy = [problem_means(file, "math", samples) for file in files]
-        format_rate = [problem_means(file, "format", samples) for file in files]
+        accuracy = [problem_means(file, "math", num) for file, num in zip(files, counts, strict=True)]
+        format_rate = [problem_means(file, "format", num) for file, num in zip(files, counts, strict=True)]
         rows.append(
             {
                 "run": run.name.rpartition("/")[2],

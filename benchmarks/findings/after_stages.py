@@ -58,7 +58,7 @@ def measured(recipe: Mapping[str, Any]) -> list[Measured]:
             found[model, mode] = one
         held_out = stage.get("evaluation", {}) if stage["kind"] == "rl" else {}
         if held_out.get("metric") == "math" and held_out["data"].get("split") == "test":
-            num = held_out.get("num_samples", 4)
+            num = held_out.get("num_samples", 1)
             later.append(Measured(name, THINKING, name, None, "math", num))
             later.append(Measured(model, THINKING, name, 0, "math", num))
     for one in later:
@@ -367,7 +367,9 @@ def section_budget(found: Numbers) -> list[str]:
         + ("No step down beyond its interval." if found["monotone"] else f"**Steps down**: {'; '.join(drops)}."),
     ]
     if len(found["curve"]) < 6 or fewest < 256 or samples < 4:
-        lines.append(f"Asked for were 6 budgets, 256 problems and 4 samples; here {len(found['curve'])} budgets.")
+        lines.append(
+            f"Asked for were 6 budgets, 256 problems and 4 samples; here {len(found['curve'])}, {fewest} and {samples}."
+        )
     return lines
 
 

@@ -23,6 +23,8 @@ make findings                                          # all of it; goes on wher
 {HARNESS} --list           # what is finished
 ```
 
+The real model needs `make smollm2` and GSM8K, from the hub or a folder: `make findings ARGS="--gsm8k FOLDER"`.
+
 Intervals are 95 %, over problems. Differences are taken problem by problem. Held-out problems are in no training set.
 """
 

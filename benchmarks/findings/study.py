@@ -98,14 +98,17 @@ def shown(path: Path) -> str:
 # --- running --------------------------------------------------------------------------------------------------------
 
 
-def run_study(study: Study, settings: Settings) -> None:
-    """All runs in order; those that are finished say so and end at once.
+def run_study(study: Study, settings: Settings, *, been: set[str] | None = None) -> None:
+    """All runs in order; those that are finished say so and end at once. Runs named in ``been`` are passed over.
 
     Raises:
         Unfinished: a run stopped, or one of another study that this one needs is not there.
     """
     settings.root.mkdir(parents=True, exist_ok=True)
+    been = set() if been is None else been
     for run in study.runs(settings):
+        if run.name in been:
+            continue
         with _locked(settings.root, run, settings):
             code = _execute(run, settings)
         if code:
@@ -113,6 +116,7 @@ def run_study(study: Study, settings: Settings) -> None:
                 f"{study.name}: {run.name} ended with exit code {code}; its output stands above and in "
                 f"{shown(settings.folder(run.name))}/logs; `{study.command}` goes on from there"
             )
+        been.add(run.name)
 
 
 def _execute(run: Run, settings: Settings) -> int:
@@ -186,6 +190,24 @@ def finished_run(folder: Path, study: str) -> dict[str, dict[str, Any]]:
         Unfinished: one of them is not finished.
     """
     return {stage: done_of(folder, stage, study) for stage in recipe_of(folder, study)["stages"]}
+
+
+def without_places(value: Any, settings: Settings) -> Any:
+    """``value`` with the names of folders on this machine replaced by what the documentation calls them."""
+    places = {
+        shown(settings.root): shown(Settings().root),
+        **({} if settings.gsm8k == Settings().gsm8k else {settings.gsm8k: "FOLDER"}),
+        **({} if settings.smollm2 == Settings().smollm2 else {settings.smollm2: Settings().smollm2}),
+    }
+    if isinstance(value, str):
+        for place, name in places.items():
+            value = value.replace(place, name)
+        return value
+    if isinstance(value, Mapping):
+        return {key: without_places(one, settings) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_places(one, settings) for one in value]
+    return value
 
 
 def provenance(study: Study, settings: Settings) -> Numbers:

@@ -17,7 +17,7 @@ from benchmarks.findings import ablations, after_stages, distillation, single
 from benchmarks.findings.data import fresh_sums, gsm8k, sums_in
 from benchmarks.findings.measures import difference, pass_at, pooled, problem_means
 from benchmarks.findings.page import page, read_json, write_json, write_page
-from benchmarks.findings.study import ROOT, Run, Settings, Unfinished, provenance, run_study
+from benchmarks.findings.study import ROOT, Run, Settings, Unfinished, provenance, run_study, without_places
 from model.init import build_config
 from rlplatform.configfile import load
 from rlplatform.flops import forward_flops
@@ -285,7 +285,14 @@ def test_cold_start(tmp_path: Path) -> None:
     settings = Settings(tmp_path)
     for number, run in enumerate(ablations.cold_start_runs(settings)):
         folder = tmp_path / run.name
-        recipe(folder, {"cold": {"kind": "sft"}, "thinking": {"kind": "eval", "num_samples": 1}, "rl": {"kind": "rl"}})
+        recipe(
+            folder,
+            {
+                "cold": {"kind": "sft"},
+                "thinking": {"kind": "eval", "num_samples": 1},
+                "rl": {"kind": "rl", "evaluation": {"num_samples": 1}},
+            },
+        )
         stage_done(folder, "cold", summary={"rows": 16 * 2**number, "steps": 50})
         stage_done(folder, "rl", summary={"steps": 10})
         right = float(number > 2)
@@ -488,11 +495,10 @@ def test_what_is_missing_or_half_way_is_named(tmp_path: Path) -> None:
     assert not (tmp_path / "docs").exists()
 
 
-def test_a_run_that_fails_is_named_and_its_folder_is_free_again(tmp_path: Path) -> None:
+def test_a_run_that_fails_is_named(tmp_path: Path) -> None:
     study = replace(STUDIES["agent"], runs=lambda _: iter([Run("agent/seed0", "recipe/none.yaml")]))
-    for _ in range(2):
-        with pytest.raises(Unfinished, match="agent/seed0 ended with exit code 2"):
-            run_study(study, Settings(tmp_path))
+    with pytest.raises(Unfinished, match="agent/seed0 ended with exit code 2; .*goes on from there"):
+        run_study(study, Settings(tmp_path))
 
 
 def test_every_config_and_its_overrides_are_valid(tmp_path: Path) -> None:
@@ -506,3 +512,19 @@ def test_every_config_and_its_overrides_are_valid(tmp_path: Path) -> None:
         used |= {run.config for run in runs(settings)}
     used |= {run.config for _, _, run in distillation.trials(settings)}
     assert files <= used
+
+
+def test_numbers_name_no_place_of_this_machine(tmp_path: Path) -> None:
+    settings = Settings(tmp_path / "deep", gsm8k=str(tmp_path / "gsm8k"))
+    run = Run("agent/seed0", "recipe/agent.yaml", (f"stages.data.args.path={settings.gsm8k}",))
+    found = {"runs": [{"command": run.command(settings), "seconds": 3}], "model": f"{settings.root}/x/model"}
+    assert without_places(found, settings) == {
+        "runs": [
+            {
+                "command": "rlplatform run configs/recipe/agent.yaml stages.data.args.path=FOLDER seed=0 "
+                "run_dir=runs/findings/agent/seed0",
+                "seconds": 3,
+            }
+        ],
+        "model": "runs/findings/x/model",
+    }
