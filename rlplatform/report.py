@@ -129,6 +129,7 @@ def recipe_results(
         summary = finished[rl[-1]]["summary"]
         before, after = summary["before"], summary["after"]
         results |= {
+            "rl_stage": rl[-1],
             "accuracy_before_rl": before.get("eval/accuracy"),
             "accuracy_after_rl": after.get("eval/accuracy"),
             "problems": summary["problems"],
@@ -157,7 +158,19 @@ def headline(kind: str, summary: Mapping[str, Any]) -> str:
         return f"held out {before:.1%} before, {after:.1%} after"
     if kind == "eval" and "accuracy" in summary:
         return f"pass@1 {summary['accuracy']:.1%} ± {summary['accuracy_ci95']:.1%}"
+    if kind == "benchmarks":
+        found = [f"{_entry_name(one)} {one['accuracy']:.1%}" for one in summary["entries"] if one["budget"] is None]
+        rises = [f"{name} by budget {_points(sweep)}" for name, sweep in summary["sweeps"].items()]
+        return ", ".join([*found, *rises])
     return ""
+
+
+def _entry_name(entry: Mapping[str, Any]) -> str:
+    return str(entry["benchmark"]) if entry["mode"] == "dialogue" else f"{entry['benchmark']} {entry['mode']}"
+
+
+def _points(sweep: Mapping[str, Any]) -> str:
+    return f"{100 * sweep['rise']:+.1f} ± {100 * sweep['rise_ci95']:.1f} points"
 
 
 def _headline(done: Mapping[str, Any]) -> dict[str, str]:
@@ -166,16 +179,17 @@ def _headline(done: Mapping[str, Any]) -> dict[str, str]:
 
 
 def write_recipe_report(folder: RunFolder, plan: Mapping[str, RunConfig], results: Mapping[str, Any]) -> Path:
-    """``report/index.html`` of a recipe: the results table, the last RL stage's curves, early and late rollouts."""
+    """``report/index.html`` of a recipe: the results table, every RL stage's curves, early and late rollouts."""
     blocks = [f"<h1>{html.escape(str(results['name']))}</h1>", _results_table(results), _stages_table(results)]
     with reads_do_not_count():
         rl = [RunFolder(config.run_dir) for config in plan.values() if isinstance(config, RLConfig)]
-    for stage in rl[-1:]:
-        image = plot(stage.read_metrics(), folder.report / "plots.png")
-        blocks.append(image_tag(image))
+    for stage in rl:
+        name = stage.path.name
+        image = plot(stage.read_metrics(), folder.report / ("plots.png" if stage is rl[-1] else f"plots_{name}.png"))
+        blocks += [f"<h2>{html.escape(name)}</h2>", image_tag(image)]
         steps = sorted(int(p.stem.split("-")[1]) for p in (stage.path / "rollouts").glob("step-*.parquet"))
         for label, step in (("Early", steps[0]), ("Late", steps[-1])) if steps else ():
-            blocks.append(f"<h2>{label} rollouts (step {step})</h2>")
+            blocks.append(f"<h3>{label} rollouts (step {step})</h3>")
             blocks += [_rollout(row) for row in samples(stage, step=step)]
     return page(folder.report / "index.html", str(results["name"]), blocks)
 
@@ -213,8 +227,14 @@ def _results_table(results: Mapping[str, Any]) -> str:
     cells = "".join(f"<tr><td>{a}</td><td>{b}</td><td>{c}</td></tr>" for a, b, c in _table_rows(results))
     return (
         f"<p>{results.get('problems', 0)} held-out problems, seed {results['seed']}, {results['seconds']:.0f} s.</p>"
-        f"<table><tr><th></th><th>before RL</th><th>after RL</th></tr>{cells}</table>"
+        f"<table><tr><th></th><th>before {_of(results)}</th><th>after {_of(results)}</th></tr>{cells}</table>"
     )
+
+
+def _of(results: Mapping[str, Any]) -> str:
+    """What the results table is about: the recipe's only RL stage, or the last of several, by name."""
+    several = sum("before" in stage for stage in results["stages"].values()) > 1
+    return html.escape(str(results["rl_stage"])) if several else "RL"
 
 
 def print_evaluation(summary: Mapping[str, Any]) -> None:
@@ -241,7 +261,7 @@ def print_results(results: Mapping[str, Any], page: Path) -> None:
     rows = _table_rows(results)
     if rows:
         title = f"{results['name']}: {results['problems']} held-out problems, seed {results['seed']}"
-        table = Table("", "before RL", "after RL", title=title)
+        table = Table("", f"before {_of(results)}", f"after {_of(results)}", title=title)
         for row in rows:
             table.add_row(*row)
         console.print(table)

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from rewards.base import Verdict
 from rlplatform import inspection, report
-from rlplatform.config import ConfigError, RewardConfig, RLConfig, TrackerConfig
+from rlplatform.config import ConfigError, RecipeConfig, RewardConfig, RLConfig, TrackerConfig
 from rlplatform.runs import RunFolder
 from rlplatform.trackers import Progress, Writers
 from rlplatform.types import Prompt, Rollout, RolloutGroup, ScoredGroup
@@ -66,6 +66,36 @@ def test_the_report_shows_curves_and_early_and_late_rollouts(folder: RunFolder) 
     assert "Early rollouts (step 0)" in page
     assert "Late rollouts (step 2)" in page
     assert "What is &lt;b&gt;1+1&lt;/b&gt;?" in page  # model and data text is never markup
+
+
+def test_the_headline_of_benchmarks_names_modes_and_what_the_budget_brings() -> None:
+    entries = [
+        {"benchmark": "thinkfollow", "mode": "dialogue", "budget": None, "accuracy": 0.975},
+        {"benchmark": "own", "mode": "non_thinking", "budget": None, "accuracy": 0.25},
+        {"benchmark": "own", "mode": "thinking", "budget": 8, "accuracy": 0.5},
+    ]
+    sweeps = {"own": {"rise": 0.312, "rise_ci95": 0.0402}}
+    said = report.headline("benchmarks", {"entries": entries, "sweeps": sweeps})
+    assert said == "thinkfollow 97.5%, own non_thinking 25.0%, own by budget +31.2 ± 4.0 points"
+
+
+@pytest.mark.parametrize(("names", "title"), [(("rl",), "before RL"), (("reasoning", "student"), "before student")])
+def test_the_results_table_says_which_of_several_rl_stages_it_is_about(
+    names: tuple[str, ...], title: str, tmp_path: Path
+) -> None:
+    summary = {"before": {"eval/accuracy": 0.5}, "after": {"eval/accuracy": 0.75}, "problems": 4}
+    finished = {name: {"kind": "rl", "seconds": 1.0, "summary": summary} for name in names}
+    reward = RewardConfig(functions={"math": 1.0})
+    plan = {name: RLConfig(name=name, run_dir=str(tmp_path / name), reward=reward) for name in names}
+    for stage in plan.values():
+        writers = Writers(RunFolder(stage.run_dir), TrackerConfig(tensorboard=False), name="run", settings={})
+        writers.write(0, {"eval/accuracy": 0.5})
+        writers.close()
+    results = report.recipe_results(RecipeConfig(name="r", stages={"x": {}}), plan, finished)
+    assert results["accuracy_after_rl"] == 0.75
+    page = report.write_recipe_report(RunFolder(tmp_path), plan, results).read_text()
+    assert title in page
+    assert page.count("data:image/png;base64") == len(names)
 
 
 def show(folder: RunFolder, **options: object) -> str:
