@@ -105,6 +105,16 @@ def _best(found: Sequence[Numbers]) -> Numbers:
     return max(found, key=lambda one: one["after"]["value"])
 
 
+def shape_of(model: Path) -> Qwen3Config:
+    """Raises ValueError where it is no Qwen3."""
+    from actors.teacher import read_qwen3_config
+
+    config = read_qwen3_config(str(model))
+    if config is None:
+        raise ValueError(f"{model}: expected a Qwen3 model")
+    return config
+
+
 # --- what it cost ---------------------------------------------------------------------------------------------------
 
 
@@ -153,8 +163,6 @@ def spent(rows: Sequence[Mapping[str, Any]], last: int | None = None) -> Numbers
 
 
 def collect(settings: Settings) -> Numbers:
-    from actors.teacher import read_qwen3_config
-
     *_, test = runs(settings)
     folder = settings.folder(test.name)
     finished_run(folder, NAME)
@@ -164,9 +172,7 @@ def collect(settings: Settings) -> Numbers:
     for arm, own in found["trials"].items():
         best = _best(own)
         stage = settings.folder(best["run"]) / "arm"
-        config = read_qwen3_config(str(stage / "model"))
-        if config is None:
-            raise ValueError(f"{stage / 'model'}: expected a Qwen3 model")
+        config = shape_of(stage / "model")
         raw = recipe_of(settings.folder(best["run"]), NAME)["stages"]["arm"]
         rows = cost(stage, config, recomputes=raw.get("updates_per_step", 1) > 1)
         all_flops = sum(

@@ -250,9 +250,9 @@ def test_studies_take_the_recipe_s_own_settings(tmp_path: Path) -> None:
     stage_done(folder, "cold", key="another")
     assert next(ablations.entropy_runs(settings)).name != run.name  # other models, another folder
     runs = list(ablations.cold_start_runs(settings))
-    configs = [load(ROOT / "configs" / one.config, one.overrides).stages for one in runs]  # type: ignore[union-attr]
-    assert [one["cold"]["data"]["limit"] for one in configs] == [16, 32, 64, 128, 0, 0]
-    assert [one["cold"]["num_steps"] for one in configs] == [50] * 5 + [200]
+    assert [one.overrides[-1] for one in runs[:-1]] == [f"stages.cold.data.limit={n}" for n in (16, 32, 64, 128, 0)]
+    last = load(ROOT / "configs" / runs[-1].config, runs[-1].overrides).stages["cold"]  # type: ignore[union-attr]
+    assert (last["num_steps"], last["data"]["limit"]) == (200, 0)
 
 
 def test_entropy(tmp_path: Path) -> None:
@@ -322,18 +322,17 @@ def trial(folder: Path, *, after: Sequence[float], teacher: bool) -> None:
 
 
 def test_distillation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import actors.teacher
-
     parent(tmp_path)
     settings = Settings(tmp_path)
     config = build_config({"preset": "tiny"})
-    monkeypatch.setattr(actors.teacher, "read_qwen3_config", lambda path: config)
+    monkeypatch.setattr(distillation, "shape_of", lambda model: config)
     for arm, rate, run in distillation.trials(settings):
         best = rate == distillation.RATES[arm][1]
         trial(tmp_path / run.name, after=(1, 1) if best else (0, 1), teacher=arm == "student")
-        raw = load(ROOT / "configs" / run.config, run.overrides).stages["arm"]  # type: ignore[union-attr]
-        assert raw["optimizer"]["lr"] == rate
-        assert raw["num_steps"] == (7 if arm == "student" else 90)
+        assert f"stages.arm.optimizer.lr={rate:g}" in run.overrides
+        if best:
+            raw = load(ROOT / "configs" / run.config, run.overrides).stages["arm"]  # type: ignore[union-attr]
+            assert (raw["optimizer"]["lr"], raw["num_steps"]) == (rate, 7 if arm == "student" else 90)
     *_, test = distillation.runs(settings)
     models = [one for one in test.overrides if "model.path" in one]
     assert "student-0.0005/arm/model" in models[1]
@@ -497,14 +496,12 @@ def test_what_is_missing_or_half_way_is_named(tmp_path: Path) -> None:
 
 def test_a_run_that_fails_is_named(tmp_path: Path) -> None:
     study = replace(STUDIES["agent"], runs=lambda _: iter([Run("agent/seed0", "recipe/none.yaml")]))
-    with pytest.raises(Unfinished, match="agent/seed0 ended with exit code 2; .*goes on from there"):
+    with pytest.raises(Unfinished, match=r"agent/seed0 ended with exit code 2; .*goes on from there"):
         run_study(study, Settings(tmp_path))
 
 
-def test_every_config_and_its_overrides_are_valid(tmp_path: Path) -> None:
+def test_every_config_belongs_to_a_study(tmp_path: Path) -> None:
     files = {str(file.relative_to(ROOT / "configs")) for file in (ROOT / "configs" / "findings").glob("*.yaml")}
-    for name in files:
-        load(ROOT / "configs" / name)
     used = {"findings/distillation_test.yaml", "findings/smollm2.yaml"}
     parent(tmp_path)
     settings = Settings(tmp_path)
