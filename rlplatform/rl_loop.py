@@ -14,8 +14,8 @@ from typing import Any
 from rewards.composition import score_range
 from rlplatform.batching import drop_zero_variance, make_batch
 from rlplatform.config import RLConfig
-from rlplatform.metrics import rollout_metrics
 from rlplatform.roles import Generator, Learner, PromptStream, RunStopped, Scorer, Tracker
+from rlplatform.rollout_metrics import rollout_metrics
 from rlplatform.types import Metrics, ScoredGroup
 
 POLL_S = 0.5

@@ -21,7 +21,8 @@ from rlplatform.data import load_prompts
 from rlplatform.environment_checks import check_environment
 from rlplatform.environments.driver import EpisodeResult
 from rlplatform.environments.rows import problems
-from rlplatform.metrics import check_names, rollout_metrics
+from rlplatform.metrics import check_names
+from rlplatform.rollout_metrics import rollout_metrics
 from rlplatform.runs import rollout_records
 from rlplatform.shipped_functions import check_function_files
 from rlplatform.types import (

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from rewards.base import Verdict
 from rlplatform.evaluation.runner import evaluate
-from rlplatform.metrics import REGISTRY, check_names, markdown, pass_at_k, rollout_metrics
+from rlplatform.metrics import REGISTRY, check_names, markdown, pass_at_k
+from rlplatform.rollout_metrics import rollout_metrics
 from rlplatform.types import GenerationRequest, Prompt, Rollout, RolloutGroup, SamplingParams, ScoredGroup
 
 
