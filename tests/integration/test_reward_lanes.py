@@ -18,7 +18,7 @@ import typer
 
 from actors.reward_service import RewardService
 from rewards.base import ERROR, NOT_APPLICABLE, OK, TIMEOUT, RewardLoadError
-from rlplatform.cli import _guarded
+from rlplatform.cli.base import guarded
 from rlplatform.config import RewardConfig
 from tests.integration.test_reward_service import drain, group, worker_pids
 
@@ -315,7 +315,7 @@ def test_three_calls_deep_the_users_line_comes_first(start, functions, capsys) -
     service.submit([group(f"p{i}", ["a"], chat=False) for i in range(4)], step=0)
     drain(service)
     with pytest.raises(typer.Exit) as stopped:
-        _guarded(service.metrics)
+        guarded(service.metrics)
     assert stopped.value.exit_code == 1
     told = capsys.readouterr().err.split("\n")
     line = 1 + FUNCTIONS[: FUNCTIONS.index("return {}[text]")].count("\n")

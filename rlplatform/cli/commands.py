@@ -1,19 +1,14 @@
-"""The command line. Exit codes: 0 done; 1 the run stopped or a check failed; 2 the command or its config is wrong."""
+"""The commands without a group: run and look at runs, talk to models, check the machine."""
 
 from __future__ import annotations
 
-import logging
-import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from rewards.base import RewardLoadError
+from rlplatform.cli.base import STOPPED, guarded
 from rlplatform.config import ConfigError
-from rlplatform.environment import prepare
-from rlplatform.roles import RunStopped, StallError
 
 app = typer.Typer(
     help="Train reasoning models with reinforcement learning on Ray, vLLM and DeepSpeed.",
@@ -21,26 +16,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-reward_app = typer.Typer(help="Work with reward functions.", no_args_is_help=True)
-app.add_typer(reward_app, name="reward")
-tokens_app = typer.Typer(help="Look at conversations as tokens and loss masks.", no_args_is_help=True)
-app.add_typer(tokens_app, name="tokens")
-model_app = typer.Typer(help="Look at a model without loading it.", no_args_is_help=True)
-app.add_typer(model_app, name="model")
-
-STOPPED, WRONG = 1, 2
-
-
-def _guarded(action: Callable[[], Any]) -> Any:
-    """Errors that speak for themselves are printed without a traceback."""
-    try:
-        return action()
-    except (ConfigError, RewardLoadError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(WRONG) from error
-    except (RunStopped, StallError) as error:
-        typer.echo(f"stopped: {error}", err=True)
-        raise typer.Exit(STOPPED) from error
 
 
 @app.command()
@@ -58,19 +33,19 @@ def run(
     """Run a config. The same command again continues an interrupted run."""
     from rlplatform.configfile import load
 
-    loaded = _guarded(lambda: load(config, overrides or []))
+    loaded = guarded(lambda: load(config, overrides or []))
     if smoke:
         from rlplatform.smoke import shorten
 
-        loaded = _guarded(lambda: shorten(loaded))
+        loaded = guarded(lambda: shorten(loaded))
     if dry_run:
         from rlplatform.dryrun import show
 
-        _guarded(lambda: show(loaded, start=start, only=only))
+        guarded(lambda: show(loaded, start=start, only=only))
         return
     from rlplatform.pipeline import run_config
 
-    _guarded(lambda: run_config(loaded, fresh=fresh, start=start, only=only))
+    guarded(lambda: run_config(loaded, fresh=fresh, start=start, only=only))
 
 
 @app.command("eval")
@@ -103,7 +78,7 @@ def evaluate(
         if not all(one.strip().isdecimal() for one in budgets.split(",") if budgets):
             raise ConfigError(f"eval: --budgets: expected numbers of tokens, e.g. 8,16,32, got {budgets!r}")
 
-    _guarded(check)
+    guarded(check)
     values: dict[str, Any] = {
         "kind": "benchmarks",
         "run_dir": out,
@@ -114,7 +89,7 @@ def evaluate(
         "model": {"path": model},
     }
     if benchmark:
-        _guarded(lambda: run_config(load_values(values, overrides or []), fresh=True))
+        guarded(lambda: run_config(load_values(values, overrides or []), fresh=True))
         return
     values = {
         "kind": "eval",
@@ -124,7 +99,7 @@ def evaluate(
         "data": {"path": data},
         "reward": {"functions": dict.fromkeys(reward or ["math"], 1.0)},
     }
-    _guarded(lambda: run_config(load_values(values, overrides or []), fresh=True))
+    guarded(lambda: run_config(load_values(values, overrides or []), fresh=True))
 
 
 @app.command()
@@ -139,7 +114,7 @@ def inspect(
     """Look at rollouts: best, worst, by step, by status, and how the run went."""
     from rlplatform.inspection import show
 
-    _guarded(lambda: show(run_dir, step=step, status=status, sort=sort, rows=rows, held_out=held_out))
+    guarded(lambda: show(run_dir, step=step, status=status, sort=sort, rows=rows, held_out=held_out))
 
 
 @app.command()
@@ -167,7 +142,7 @@ def submit(
     """Run a config as a Ray job: ships the folder, streams the logs, returns the job's exit code."""
     from rlplatform.submit import submit as submit_job
 
-    code = _guarded(
+    code = guarded(
         lambda: submit_job(
             config,
             overrides or [],
@@ -197,7 +172,7 @@ def chat(
     """Talk to a model in the terminal: /think, /no_think, a thinking budget. `:help` lists commands."""
     from rlplatform.chat import talk_to
 
-    _guarded(
+    guarded(
         lambda: talk_to(
             model,
             budget=budget,
@@ -221,7 +196,7 @@ def serve(
     """An OpenAI-compatible endpoint with this model's template, thoughts apart, and a thinking budget a request."""
     from rlplatform.endpoint import serve as serve_model
 
-    _guarded(lambda: serve_model(model, host=host, port=port, max_model_len=max_model_len, dtype=dtype, name=name))
+    guarded(lambda: serve_model(model, host=host, port=port, max_model_len=max_model_len, dtype=dtype, name=name))
 
 
 @app.command()
@@ -230,158 +205,3 @@ def version() -> None:
     import rlplatform
 
     typer.echo(rlplatform.__version__)
-
-
-_Functions = Annotated[
-    list[str] | None,
-    typer.Argument(help="Names (math, format), package.module:fn or path/file.py:fn; verl:FILE:fn for verl's."),
-]
-_Config = Annotated[Path | None, typer.Option("--config", help="A config instead of names: its composed reward.")]
-_Stage = Annotated[str, typer.Option(help="Of a recipe with several rewards.")]
-_Args = Annotated[
-    list[str] | None, typer.Option("--arg", help="A setting, key=value (YAML); NAME.key=value with several functions.")
-]
-_Timeout = Annotated[float | None, typer.Option(help="Seconds a row may take; by default 10, or as configured.")]
-
-
-@reward_app.command("list")
-def reward_list(as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
-    """The built-in reward functions and those of installed packages."""
-    from rlplatform.reward_show import list_rewards
-
-    _guarded(lambda: list_rewards(as_json=as_json))
-
-
-@reward_app.command("show")
-def reward_show(
-    function: Annotated[str, typer.Argument(help="A name (math, format), package.module:fn, or path/file.py:fn.")],
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
-) -> None:
-    """What a reward function says, its columns, settings and source, and examples graded now."""
-    from rlplatform.reward_show import show_reward
-
-    _guarded(lambda: show_reward(function, as_json=as_json))
-
-
-@reward_app.command("test")
-def reward_test(
-    data: Annotated[Path, typer.Option(help="JSONL rows with `completion` and any columns, e.g. prompt, answer.")],
-    functions: _Functions = None,
-    out: Annotated[Path | None, typer.Option(help="Where the verdicts go, one JSON row each.")] = None,
-    config: _Config = None,
-    stage: _Stage = "",
-    arg: _Args = None,
-    timeout: _Timeout = None,
-    rows: Annotated[int, typer.Option(help="Only the first N rows; 0 = all.")] = 0,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit code 1 where a row has no ok verdict.")] = False,
-) -> None:
-    """Grade completions in a file: no model, no cluster. Exit code 1 where column `expect` says something else."""
-    from rlplatform.reward_test import run_reward_test
-
-    code = run_reward_test(
-        functions or [],
-        data,
-        out,
-        config=config,
-        stage=stage,
-        args=arg or [],
-        timeout_s=timeout,
-        limit=rows,
-        strict=strict,
-    )
-    raise typer.Exit(code)
-
-
-@reward_app.command("serve")
-def reward_serve(
-    functions: _Functions = None,
-    config: _Config = None,
-    stage: _Stage = "",
-    arg: _Args = None,
-    timeout: _Timeout = None,
-    port: Annotated[int, typer.Option(help="Of the HTTP server.")] = 8000,
-    host: Annotated[
-        str, typer.Option(help="Address to listen on; beyond loopback only where you say so.")
-    ] = "127.0.0.1",
-    token_file: Annotated[
-        Path | None, typer.Option(help="Holds the token that clients send; without, one is made and printed once.")
-    ] = None,
-    replicas: Annotated[int, typer.Option(min=1, help="Processes that take requests.")] = 1,
-    processes: Annotated[int | None, typer.Option(min=1, help="Rows graded at a time, in each replica.")] = None,
-    max_rows: Annotated[int, typer.Option(min=1, help="Rows that may wait at a replica; beyond, 429.")] = 4096,
-    max_body_mib: Annotated[float, typer.Option(min=0.001, help="Largest request; beyond, 413.")] = 32.0,
-) -> None:
-    """Serve rewards over HTTP, for other trainers and machines: POST /score, GET /health, GET /version."""
-    from rlplatform.reward_choice import choose
-    from rlplatform.serving import Options, serve_rewards
-
-    def serve() -> None:
-        choice = choose(functions or [], config, stage, arg or [], timeout)
-        options = Options(
-            host=host,
-            port=port,
-            token_file=token_file,
-            replicas=replicas,
-            processes=processes or choice.num_processes,
-            max_rows=max_rows,
-            max_body_mib=max_body_mib,
-        )
-        serve_rewards(choice, options)
-
-    _guarded(serve)
-
-
-@tokens_app.command("render")
-def tokens_render(
-    tokenizer: Annotated[str, typer.Option(help="A folder with tokenizer.json, or a hub id.")],
-    data: Annotated[Path, typer.Option(help="JSONL rows with `messages` (and tools, kwargs, …), or with `text`.")],
-    out: Annotated[Path, typer.Option(help="Where the rows go, with text, token_ids and loss_mask.")],
-    training: Annotated[
-        bool, typer.Option("--training", help="The training rendering: every turn as produced, exact masks.")
-    ] = False,
-) -> None:
-    """Render and encode the conversations of a file."""
-    from rlplatform.tokens import render_file
-
-    _guarded(lambda: render_file(tokenizer, data, out, training=training))
-
-
-@tokens_app.command("show")
-def tokens_show(
-    file: Annotated[Path, typer.Argument(help="Conversations (JSONL, JSON, parquet), `tokens render`'s, or rollouts.")],
-    tokenizer: Annotated[
-        str, typer.Option(help="A folder or hub id; else what lies beside the file; else Qwen3's from the hub.")
-    ] = "",
-    stock: Annotated[
-        bool, typer.Option("--stock", help="As the tokenizer's own template writes it, not as it is trained.")
-    ] = False,
-    line: Annotated[int | None, typer.Option(min=1, help="The first row to show, counted from 1.")] = None,
-    rows: Annotated[int, typer.Option("-n", "--rows", min=1, help="How many rows to show.")] = 1,
-) -> None:
-    """Print the tokens of a conversation, coloured by role and loss mask."""
-    from rlplatform.tokens_show import show_file
-
-    _guarded(lambda: show_file(file, tokenizer=tokenizer, stock=stock, line=line, rows=rows))
-
-
-@model_app.command("show")
-def model_show(
-    preset_or_path: Annotated[str, typer.Argument(help="A preset, e.g. Qwen3-0.6B, a model folder or a hub id.")],
-    ranks: Annotated[list[int] | None, typer.Option(help="Training ranks; may be given again.")] = None,
-) -> None:
-    """Parameters, shapes, and memory by dtype and ZeRO stage."""
-    from rlplatform.model_show import show
-
-    _guarded(lambda: show(preset_or_path, ranks=ranks or (1, 8, 64)))
-
-
-def main() -> None:
-    prepare()
-    logging.basicConfig(
-        level=os.environ.get("RLPLATFORM_LOG_LEVEL", "WARNING"), format="%(levelname)s %(name)s: %(message)s"
-    )
-    app(prog_name="rlplatform")
-
-
-if __name__ == "__main__":
-    main()
