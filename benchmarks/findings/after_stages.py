@@ -11,6 +11,7 @@ from typing import Any
 from benchmarks.findings.drawing import canvas, percent, points, save
 from benchmarks.findings.measures import difference, eval_file, mean_of, pooled, problem_means, value, wilson
 from benchmarks.findings.study import HARNESS, Numbers, Run, Settings, Study, Unfinished, finished_run, recipe_of, shown
+from rlplatform.budget import STOP_TEXT
 
 CONFIG = "recipe/qwen3_mini.yaml"
 STAGES = "stages"
@@ -50,6 +51,7 @@ def measured(recipe: Mapping[str, Any]) -> list[Measured]:
     found: dict[tuple[str, str], Measured] = {}
     later: list[Measured] = []
     stages = recipe["stages"]
+    problems = {str(stage["data"]["path"]) for name, stage in stages.items() if stage["kind"] == "eval"}
     for name, stage in stages.items():
         model = str(stage.get("model", {}).get("path", "")).removeprefix("stage:")
         mode = name.rpartition("_")[2]
@@ -57,7 +59,7 @@ def measured(recipe: Mapping[str, Any]) -> list[Measured]:
             one = Measured(model, mode, name, None, stage["metric"], stage.get("num_samples", 4))
             found[model, mode] = one
         held_out = stage.get("evaluation", {}) if stage["kind"] == "rl" else {}
-        if held_out.get("metric") == "math" and held_out["data"].get("split") == "test":
+        if held_out.get("metric") == "math" and held_out["data"]["path"] in problems:
             num = held_out.get("num_samples", 1)
             later.append(Measured(name, THINKING, name, None, "math", num))
             later.append(Measured(model, THINKING, name, 0, "math", num))
@@ -182,14 +184,20 @@ def benchmark_stages(settings: Settings, study: str) -> dict[int, dict[str, tupl
 
 
 def collect_think_follow(settings: Settings) -> Numbers:
-    seeds = []
+    by_stage: dict[str, list[Numbers]] = {}
     for seed, stages in benchmark_stages(settings, "think_follow").items():
         for name, (folder, results) in stages.items():
             for entry in results["entries"]:
                 if entry["benchmark"] == "thinkfollow":
-                    seeds.append({"seed": seed, "stage": name, "model": results["model"], **_followed(folder, entry)})
-    if not seeds:
+                    by_stage.setdefault(name, []).append({"seed": seed, **_followed(folder, entry)})
+    if not by_stage:
         raise Unfinished("think_follow: no benchmarks stage of the recipe has thinkfollow among its benchmarks")
+    recipe = recipe_of(seed_folder(settings, settings.seeds[0]), STAGES)["stages"]
+    models = {name: str(recipe[name].get("model", {}).get("path", "")).removeprefix("stage:") for name in by_stage}
+    return {"stages": [{"model": models[name], **_all_seeds(seeds)} for name, seeds in by_stage.items()]}
+
+
+def _all_seeds(seeds: list[Numbers]) -> Numbers:
     per_turn = pooled([(one["per_turn"]["value"], one["per_turn"]["ci95"]) for one in seeds])
     whole = sum(round(one["per_dialogue"]["value"] * one["dialogues"]) for one in seeds)
     num = sum(one["dialogues"] for one in seeds)
@@ -237,28 +245,33 @@ SORTS = {
 
 
 def section_think_follow(found: Numbers) -> list[str]:
+    *_, final = found["stages"]
+    seeds = final["by_seed"]
     lines = [
-        f"{found['dialogues']} dialogues, {found['turns']} turns, over seeds "
-        f"{', '.join(str(one['seed']) for one in found['by_seed'])}; at least "
-        f"{min(one['fewest_turns'] for one in found['by_seed'])} user turns a dialogue, "
-        f"{sum(one['flags_in_system'] for one in found['by_seed'])} with a flag in the system message; "
+        f"{final['dialogues']} dialogues, {final['turns']} turns, over seeds "
+        f"{', '.join(str(one['seed']) for one in seeds)}; at least {min(one['fewest_turns'] for one in seeds)} user "
+        f"turns a dialogue, {sum(one['flags_in_system'] for one in seeds)} with a flag in the system message; "
         "`enable_thinking` is not used. Turns that did not fit any more count as not followed: "
-        f"{sum(one['not_asked'] for one in found['by_seed'])}.",
+        f"{sum(one['not_asked'] for one in seeds)}.",
         "",
-        "| seed | dialogues | per turn | per dialogue |",
-        "|---|---|---|---|",
+        "| after stage | seed | dialogues | per turn | per dialogue |",
+        "|---|---|---|---|---|",
     ]
-    for one in found["by_seed"]:
-        lines.append(f"| {one['seed']} | {one['dialogues']} | {percent(one['per_turn'])} | {_low_high(one)} |")
-    lines.append(f"| **all** | {found['dialogues']} | **{percent(found['per_turn'])}** | {_low_high(found)} |")
-    lines += ["", "| what decides the mode | turns | followed |", "|---|---|---|"]
-    for sort, entry in found["sorts"].items():
+    for stage in found["stages"]:
+        for one in stage["by_seed"]:
+            cells = f"{one['seed']} | {one['dialogues']} | {percent(one['per_turn'])} | {_low_high(one)}"
+            lines.append(f"| `{stage['model']}` | {cells} |")
+        cells = f"all | {stage['dialogues']} | **{percent(stage['per_turn'])}** | {_low_high(stage)}"
+        lines.append(f"| `{stage['model']}` | {cells} |")
+    lines += ["", f"| what decides the mode, after `{final['model']}` | turns | followed |", "|---|---|---|"]
+    for sort, entry in final["sorts"].items():
         lines.append(f"| {SORTS.get(sort, sort)} | {entry['turns']} | {percent(entry)} |")
-    met = found["per_turn"]["value"] >= 0.95
-    fewest = min(one["dialogues"] for one in found["by_seed"])
+    met = final["per_turn"]["value"] >= 0.95
+    fewest = min(one["dialogues"] for one in seeds)
     lines += [
         "",
-        f"Per turn {percent(found['per_turn'])}: the target of 95 % is {'met' if met else '**missed**'}."
+        f"After `{final['model']}` {percent(final['per_turn'])} per turn: the target of 95 % is "
+        f"{'met' if met else '**missed**'}."
         + ("" if fewest >= 300 else f" A seed has {fewest} dialogues, fewer than the 300 asked for."),
     ]
     return lines
@@ -270,13 +283,20 @@ def _low_high(one: Numbers) -> str:
 
 
 def draw_think_follow(found: Numbers, path: Path) -> None:
-    figure, axis = canvas(height=3.2)
-    bars = [("all turns", found["per_turn"])] + [(SORTS.get(sort, sort), one) for sort, one in found["sorts"].items()]
-    places = list(range(len(bars)))[::-1]
-    axis.barh(places, [100 * one["value"] for _, one in bars], xerr=[100 * one["ci95"] for _, one in bars], capsize=3)
+    figure, axis = canvas(height=3.6)
+    kinds = {"all": "all turns"} | SORTS
+    kinds = {kind: label for kind, label in kinds.items() if kind == "all" or kind in found["stages"][-1]["sorts"]}
+    thick = 0.8 / len(found["stages"])
+    for number, stage in enumerate(found["stages"]):
+        bars = {"all": stage["per_turn"]} | stage["sorts"]
+        places = [-place - thick * number for place, kind in enumerate(kinds) if kind in bars]
+        own = [bars[kind] for kind in kinds if kind in bars]
+        widths, errors = [100 * one["value"] for one in own], [100 * one["ci95"] for one in own]
+        axis.barh(places, widths, height=thick, xerr=errors, capsize=2, label=f"after {stage['model']}")
     axis.axvline(95, linestyle="--", color="grey")
-    axis.set_yticks(places, [label for label, _ in bars])
+    axis.set_yticks([-place for place in range(len(kinds))], list(kinds.values()))
     axis.set_xlim(0, 100)
+    axis.legend(loc="lower left")
     axis.set_xlabel("followed, % of turns; dashed: the target")
     save(figure, path)
 
@@ -287,8 +307,9 @@ def draw_think_follow(found: Numbers, path: Path) -> None:
 def collect_budget(settings: Settings) -> Numbers:
     seeds = []
     for seed, stages in benchmark_stages(settings, "budget").items():
-        for name, (_, results) in stages.items():
-            for benchmark, sweep in results["sweeps"].items():
+        swept = {name: results for name, (_, results) in stages.items() if results["sweeps"]}
+        for name, results in list(swept.items())[-1:]:  # the recipe's last
+            for benchmark, sweep in list(results["sweeps"].items())[:1]:
                 own = [one for one in results["entries"] if one["benchmark"] == benchmark]
                 curve = sorted((one for one in own if one["budget"] is not None), key=lambda one: one["budget"])
                 plain = next((one for one in own if one["mode"] == "non_thinking" and one["budget"] is None), None)
@@ -308,6 +329,7 @@ def collect_budget(settings: Settings) -> Numbers:
                             }
                             for one in curve
                         ],
+                        "stop_text": curve[0].get("sampling", {}).get("thinking_stop_text", STOP_TEXT),
                         "monotone": sweep["monotone"],
                         "steps": sweep["steps"],
                         "rise": value(sweep["rise"], sweep["rise_ci95"]),
@@ -360,8 +382,9 @@ def section_budget(found: Numbers) -> list[str]:
         if step["difference"] + step["ci95"] < 0
     ]
     rise = found["rise"]
+    stop_texts = {one["stop_text"] for one in found["by_seed"]} - {STOP_TEXT}
+    lines += ["", *(f"The stop text is `{json.dumps(text)}` instead of the official sentence." for text in stop_texts)]
     lines += [
-        "",
         f"Top less bottom: {points(rise)} points; the target of 20 is "
         f"{'met' if rise['value'] >= 0.2 else '**missed**'}. "
         + ("No step down beyond its interval." if found["monotone"] else f"**Steps down**: {'; '.join(drops)}."),

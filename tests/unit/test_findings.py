@@ -68,7 +68,15 @@ def metrics(folder: Path, stage: str, rows: Sequence[Mapping[str, Any]]) -> None
 
 
 def evaluation(model: str, **more: Any) -> dict[str, Any]:
-    return {"kind": "eval", "metric": "math", "num_samples": 2, "model": {"path": f"stage:{model}"}, **more}
+    data = {"path": "stage:data", "split": "test"}
+    return {
+        "kind": "eval",
+        "metric": "math",
+        "num_samples": 2,
+        "model": {"path": f"stage:{model}"},
+        "data": data,
+        **more,
+    }
 
 
 MINI = {
@@ -159,11 +167,13 @@ def test_the_recipe_s_own_stages_are_found() -> None:
 
 
 def benchmark_run(folder: Path, *, turn: float, rows: int, drop: bool = False) -> None:
-    recipe(folder, {"final": {"kind": "benchmarks"}})
+    flags = {"kind": "benchmarks", "model": {"path": "stage:fusion"}}
+    recipe(folder, {"early": flags, "final": {"kind": "benchmarks", "model": {"path": "stage:general"}}})
     lines = [{"system": "Go. /think" if k else "", "users": ["a"] * (4 + k)} for k in range(rows)]
-    path = folder / "final" / "rows"
-    path.mkdir()
-    (path / "thinkfollow.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for stage in ("early", "final"):
+        path = folder / stage / "rows"
+        path.mkdir()
+        (path / "thinkfollow.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     followed = {
         "benchmark": "thinkfollow",
         "mode": "dialogue",
@@ -188,19 +198,25 @@ def benchmark_run(folder: Path, *, turn: float, rows: int, drop: bool = False) -
     sweep = {"monotone": not drop, "steps": [step], "rise": 0.35, "rise_ci95": 0.03}
     results = {"model": "m", "entries": [followed, *points, plain], "sweeps": {"sums": sweep}}
     (folder / "final" / "results.json").write_text(json.dumps(results))
+    early = {"model": "m", "entries": [{**followed, "accuracy": 0.5}], "sweeps": {}}
+    (folder / "early" / "results.json").write_text(json.dumps(early))
 
 
 def test_think_follow(tmp_path: Path) -> None:
     for seed, turn in enumerate((0.9, 0.98)):
         benchmark_run(tmp_path / f"stages/seed{seed}", turn=turn, rows=2)
-    found = after_stages.collect_think_follow(Settings(tmp_path, seeds=(0, 1)))
+    both = after_stages.collect_think_follow(Settings(tmp_path, seeds=(0, 1)))
+    assert [stage["model"] for stage in both["stages"]] == ["fusion", "general"]
+    early, found = both["stages"]
+    assert early["per_turn"]["value"] == 0.5
     assert found["per_turn"] == {"value": 0.94, "ci95": pytest.approx(0.03 / 2**0.5, abs=1e-6)}
     assert (found["dialogues"], found["turns"], found["sorts"]["flagged"]["turns"]) == (4, 18, 10)
     assert found["per_dialogue"]["value"] == 0.5
     assert [one["fewest_turns"] for one in found["by_seed"]] == [4, 4]
     assert [one["flags_in_system"] for one in found["by_seed"]] == [1, 1]
-    text = "\n".join(after_stages.section_think_follow(found))
-    assert "**missed**" in text
+    text = "\n".join(after_stages.section_think_follow(both))
+    after_stages.draw_think_follow(both, tmp_path / "picture.png")
+    assert "After `general` 94.0 % ± 2.1 per turn: the target of 95 % is **missed**" in text
     assert "fewer than the 300" in text
     assert "not followed: 2." in text
 
@@ -216,6 +232,8 @@ def test_budget(tmp_path: Path) -> None:
     text = "\n".join(after_stages.section_budget(found))
     assert "seed 1, 8 to 16: -20.0 ± 2.0" in text
     assert "target of 20 is met" in text
+    assert "stop text" not in text
+    after_stages.draw_budget(found, tmp_path / "picture.png")
     with pytest.raises(Unfinished, match="not there yet"):
         after_stages.collect_budget(replace(settings, seeds=(0, 7)))
 
@@ -277,7 +295,7 @@ def test_entropy(tmp_path: Path) -> None:
     assert control["gain"]["value"] == 0.5
     text = "\n".join(ablations.section_entropy(found))
     assert "target of 30 % is met" in text
-    assert "Without, to 10 %." in text
+    assert "Without, its lowest is 10 %." in text
 
 
 def test_cold_start(tmp_path: Path) -> None:
