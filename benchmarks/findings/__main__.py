@@ -15,15 +15,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.findings import ablations, after_stages, distillation, single
+from benchmarks.findings import ablations, after_stages, distillation, flags_and_budget, real_model, single
 from benchmarks.findings.page import DOCS, read_json, write_json, write_page
 from benchmarks.findings.study import Settings, Study, Unfinished, provenance, run_study, shown, without_places
 
 STUDIES: tuple[Study, ...] = (
     *after_stages.STUDIES,
+    *flags_and_budget.STUDIES,
     *distillation.STUDIES,
     *ablations.STUDIES,
     *single.STUDIES,
+    *real_model.STUDIES,
 )
 
 

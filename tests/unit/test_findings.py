@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from benchmarks.findings import __main__ as command
-from benchmarks.findings import ablations, after_stages, distillation, single
+from benchmarks.findings import ablations, after_stages, distillation, flags_and_budget, real_model, single
 from benchmarks.findings.data import fresh_sums, gsm8k, sums_in
 from benchmarks.findings.measures import difference, pass_at, pooled, problem_means
 from benchmarks.findings.page import page, read_json, write_json, write_page
@@ -205,7 +205,7 @@ def benchmark_run(folder: Path, *, turn: float, rows: int, drop: bool = False) -
 def test_think_follow(tmp_path: Path) -> None:
     for seed, turn in enumerate((0.9, 0.98)):
         benchmark_run(tmp_path / f"stages/seed{seed}", turn=turn, rows=2)
-    both = after_stages.collect_think_follow(Settings(tmp_path, seeds=(0, 1)))
+    both = flags_and_budget.collect_think_follow(Settings(tmp_path, seeds=(0, 1)))
     assert [stage["model"] for stage in both["stages"]] == ["fusion", "general"]
     early, found = both["stages"]
     assert early["per_turn"]["value"] == 0.5
@@ -214,8 +214,8 @@ def test_think_follow(tmp_path: Path) -> None:
     assert found["per_dialogue"]["value"] == 0.5
     assert [one["fewest_turns"] for one in found["by_seed"]] == [4, 4]
     assert [one["flags_in_system"] for one in found["by_seed"]] == [1, 1]
-    text = "\n".join(after_stages.section_think_follow(both))
-    after_stages.draw_think_follow(both, tmp_path / "picture.png")
+    text = "\n".join(flags_and_budget.section_think_follow(both))
+    flags_and_budget.draw_think_follow(both, tmp_path / "picture.png")
     assert "After `general` 94.0 % ± 2.1 per turn: the target of 95 % is **missed**" in text
     assert "fewer than the 300" in text
     assert "not followed: 2." in text
@@ -225,17 +225,17 @@ def test_budget(tmp_path: Path) -> None:
     for seed in (0, 1):
         benchmark_run(tmp_path / f"stages/seed{seed}", turn=1, rows=2, drop=bool(seed))
     settings = Settings(tmp_path, seeds=(0, 1))
-    found = after_stages.collect_budget(settings)
+    found = flags_and_budget.collect_budget(settings)
     assert [(point["budget"], point["value"]) for point in found["curve"]] == [(4, 0.05), (8, 0.1), (16, 0.4)]
     assert found["rise"]["value"] == 0.35
     assert not found["monotone"]
-    text = "\n".join(after_stages.section_budget(found))
+    text = "\n".join(flags_and_budget.section_budget(found))
     assert "seed 1, 8 to 16: -20.0 ± 2.0" in text
     assert "target of 20 is met" in text
     assert "stop text" not in text
-    after_stages.draw_budget(found, tmp_path / "picture.png")
+    flags_and_budget.draw_budget(found, tmp_path / "picture.png")
     with pytest.raises(Unfinished, match="not there yet"):
-        after_stages.collect_budget(replace(settings, seeds=(0, 7)))
+        flags_and_budget.collect_budget(replace(settings, seeds=(0, 7)))
 
 
 # --- ablations ------------------------------------------------------------------------------------------------------
@@ -436,15 +436,15 @@ def test_smollm2_s_sizes_and_gsm8k_rows(tmp_path: Path) -> None:
     model = tmp_path / "model"
     settings = Settings(tmp_path, gsm8k="folder", smollm2=str(model), small={"rl_steps": 3, "num_test": 5})
     with pytest.raises(Unfinished, match="make smollm2"):
-        next(single.smollm2_runs(settings))
+        next(real_model.smollm2_runs(settings))
     model.mkdir()
     (model / "config.json").write_text("{}")
-    (run,) = single.smollm2_runs(settings)
+    (run,) = real_model.smollm2_runs(settings)
     stages = load(ROOT / "configs" / run.config, run.overrides).stages  # type: ignore[union-attr]
     assert (stages["rl"]["num_steps"], stages["data"]["args"]["num_test"]) == (3, 5)
     assert stages["cold"]["model"]["path"] == str(model)
     with pytest.raises(Unfinished, match="--size other"):
-        next(single.smollm2_runs(replace(settings, small={"other": 1})))
+        next(real_model.smollm2_runs(replace(settings, small={"other": 1})))
     for split in ("train", "test"):
         lines = [{"question": f"{split} {k}?", "answer": f"{k} is <<{k}={k}>>{k}.\n#### {k}"} for k in range(4)]
         (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
