@@ -432,6 +432,28 @@ def test_agent(tmp_path: Path) -> None:
     assert "20 are reached" in single.section_agent(found)[-1]
 
 
+def test_smollm2(tmp_path: Path) -> None:
+    folder = tmp_path / "smollm2/seed0"
+    names = ("start_thinking", "start_plain", "cold_plain", "rl_plain", "fusion_thinking", "fusion_plain")
+    stages: dict[str, Any] = {name: {"kind": "eval", "num_samples": 1} for name in names}
+    stages |= {name: {"kind": "sft", "num_steps": 2} for name in ("cold", "rl", "fusion", "rejection")}
+    recipe(folder, stages)
+    stage_done(folder, "rejection", summary={"pass_rate": 0.75})
+    for name in names:
+        evaluated(folder, name, {"a": (0,), "b": (float("plain" in name),)}, format=float("fusion" in name))
+    evaluated(folder, "rl", {"a": (0,), "b": (0,)}, step=0, format=0.5)
+    evaluated(folder, "rl", {"a": (1,), "b": (1,)}, step=2, format=1.0)
+    found = real_model.collect_smollm2(Settings(tmp_path))
+    rows = {row["model"]: row for row in found["rows"]}
+    assert list(rows) == ["start", "cold", "rl", "fusion"]
+    assert [row["thinking_math"]["value"] for row in rows.values()] == [0, 0, 1, 0]
+    assert [row["thinking_format"]["value"] for row in rows.values()] == [0, 0.5, 1, 1]
+    assert {row["plain_math"]["value"] for row in rows.values()} == {0.5}
+    text = "\n".join(real_model.section_smollm2(found))
+    assert "75 % of its samples" in text
+    assert "| fusion | 0.0 % ± 0.0 | 100.0 % ± 0.0 | 50.0 %" in text
+
+
 def test_smollm2_s_sizes_and_gsm8k_rows(tmp_path: Path) -> None:
     model = tmp_path / "model"
     settings = Settings(tmp_path, gsm8k="folder", smollm2=str(model), small={"rl_steps": 3, "num_test": 5})
