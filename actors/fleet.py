@@ -13,10 +13,7 @@ takes part again. More than ``max_restarts`` losses of one worker stop the run.
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
-import signal
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -26,9 +23,10 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 import ray
 from ray.util.placement_group import remove_placement_group
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors import logs
+from actors.actor_process import exists, is_local, kill_actor, kill_pid
 from actors.fleet_actor import NAME_ENV, Err, FleetActor, Incarnation, Ok, RemoteCall
 from actors.placement import place
 from rlplatform.roles import RunStopped, StallError
@@ -211,7 +209,7 @@ class Fleet(Generic[ActorT]):
     def restart(self, worker: int, reason: str) -> None:
         """End an actor whose state can no longer be trusted; it counts as lost and comes back new."""
         if self._workers[worker].state is not WorkerState.LOST:
-            self._kill(self._workers[worker])
+            self._kill(worker)
             self._lose(worker, reason)
 
     @property
@@ -251,13 +249,12 @@ class Fleet(Generic[ActorT]):
         for worker in self._workers.values():
             ray.kill(worker.handle, no_restart=True)
         remove_placement_group(self._group)
-        local = [worker.incarnation for worker in self._workers.values() if _is_local(worker.incarnation)]
+        local = [worker.incarnation for worker in self._workers.values() if is_local(worker.incarnation)]
         deadline = time.monotonic() + SHUTDOWN_S
-        while any(_exists(one.pid) for one in local) and time.monotonic() < deadline:
+        while any(exists(one.pid) for one in local) and time.monotonic() < deadline:
             time.sleep(0.02)
         for one in local:  # a stopped or hung process does not hear that it should end
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(one.pid, signal.SIGKILL)
+            kill_pid(one.pid)
 
     # --- inside -------------------------------------------------------------------------------------------------
 
@@ -357,7 +354,7 @@ class Fleet(Generic[ActorT]):
         if not w.incarnation.id:
             self._finish(call, Err("Timeout", f"no answer within start_timeout_s={self.start_timeout_s:g}", lost=True))
             return
-        self._kill(w)
+        self._kill(worker)
         self._lose(worker, f"{open_call.what} passed its deadline of {self.call_timeout_s:g} s; the actor was killed")
 
     def _lose(self, worker: int, reason: str) -> None:
@@ -389,7 +386,7 @@ class Fleet(Generic[ActorT]):
             return  # still starting
         if answer.value.id == w.incarnation.id:
             # Only the connection broke. The old process still works on calls that were answered as lost: end it.
-            self._kill(w)
+            self._kill(worker)
             return
         w.incarnation = answer.value
         w.state = WorkerState.RESTORING
@@ -400,39 +397,15 @@ class Fleet(Generic[ActorT]):
             except ActorError as error:
                 log.warning("%s could not be brought up to date: %s", self.name(worker), error)
                 if w.state is WorkerState.RESTORING:  # it lives, but its state is unknown
-                    self._kill(w)
+                    self._kill(worker)
                     self._lose(worker, _one_line(error))
                 return
         w.state = WorkerState.LIVE
         log.warning("%s is back in service", self.name(worker))
 
-    def _kill(self, worker: _Worker) -> None:
-        """End the process, stopped or hung ones too; Ray restarts the actor."""
-        if _is_local(worker.incarnation):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(worker.incarnation.pid, signal.SIGKILL)
-        else:
-            ray.kill(worker.handle, no_restart=False)  # asks the process itself, which may be stopped
-            strategy = NodeAffinitySchedulingStrategy(worker.incarnation.node_id, soft=False)
-            _kill_pid.options(scheduling_strategy=strategy).remote(worker.incarnation.pid)
-
-
-@ray.remote(num_cpus=0, max_retries=0)
-def _kill_pid(pid: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
-
-
-def _is_local(incarnation: Incarnation) -> bool:
-    return bool(incarnation.pid) and incarnation.node_id == ray.get_runtime_context().get_node_id()
-
-
-def _exists(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
+    def _kill(self, worker: int) -> None:
+        """End the process; Ray restarts the actor."""
+        kill_actor(self._workers[worker].handle, self._workers[worker].incarnation)
 
 
 def _one_line(error: Any) -> str:

@@ -12,12 +12,9 @@ checkpoint, not in the middle of a step.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import math
-import os
-import signal
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -26,14 +23,17 @@ from typing import Any, NoReturn, Protocol
 import numpy as np
 import ray
 
+from actors.actor_process import is_local, kill_pid
 from actors.engine import effective_zero_stage, read_checkpoint
 from actors.fleet import Err, Fleet
-from actors.learner_worker import LearnerWorker, StepPlan, UpdateReport
+from actors.learner_worker import LearnerWorker
 from actors.logs import environment as log_environment
 from actors.training_process import process_environment
+from actors.update_plan import plan_update, split_rows
+from actors.update_report import UpdateReport, update_metrics
 from model.hf import load_policy
 from model.lora import check_targets
-from rlplatform import batching, losses, sharding
+from rlplatform import batching
 from rlplatform.config import AlgorithmConfig, ConfigError, RLConfig
 from rlplatform.entropy import EntropyController
 from rlplatform.roles import RunStopped
@@ -143,7 +143,7 @@ class LearnerGroup:
 
         Logits are divided by ``sampling.temperature``: the distribution that was sampled from.
         """
-        plan = self._split(batch, np.arange(batch.num_rows))
+        plan = split_rows(batch, np.arange(batch.num_rows), self.config.learner)
         result = np.zeros(len(batch.token_ids), dtype=np.float32)
         for micro_batches in self._on_all(LearnerWorker.logprobs, ray.put(batch), plan, reference=reference):
             for where, values in micro_batches:
@@ -180,14 +180,14 @@ class LearnerGroup:
         """
         began = time.perf_counter()
         rows = batch.batch
-        plans = self._plan(rows)
+        plans = plan_update(rows, self.config, version=self._version, entropy_coef=self.entropy_coef)
         reports: list[UpdateReport] = self._on_all(LearnerWorker.update, ray.put(batch), plans)
         if reports[0].skipped_now:
             self._dump(batch)
         if reports[0].stopped:
             raise RunStopped(f"update {self._version}: {reports[0].stopped}")
         self._version += 1
-        metrics = _metrics(rows, reports, num_steps=len(plans), seconds=time.perf_counter() - began)
+        metrics = update_metrics(rows, reports, num_steps=len(plans), seconds=time.perf_counter() - began)
         if self._entropy is not None:
             metrics["policy/entropy_coef"] = self._entropy.alpha  # what this update used
             if math.isfinite(metrics["policy/entropy"]):  # else the step was skipped, and the coefficient stays
@@ -243,43 +243,13 @@ class LearnerGroup:
     def close(self) -> None:
         """End the ranks and wait until their processes are gone."""
         if self._failure:  # a rank that hangs in a collective, or is stopped, does not hear a request to end
-            here = ray.get_runtime_context().get_node_id()
             for rank in range(self.config.learner.num_workers):
                 life = self.workers.incarnation(rank)
-                if life.pid and life.node_id == here:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(life.pid, signal.SIGKILL)
+                if is_local(life):
+                    kill_pid(life.pid)
         self.workers.close()
 
     # --- inside -------------------------------------------------------------------------------------------------
-
-    def _split(self, batch: RolloutBatch, row_ids: np.ndarray) -> list[list[list[int]]]:
-        """[rank][micro-batch] -> rows: ranks balanced by tokens, micro-batches by budget, equally many on each rank."""
-        lengths = np.diff(batch.cu_seqlens)[row_ids]
-        per_rank = []
-        for shard in sharding.shard_rows(lengths, self.config.learner.num_workers):
-            parts = sharding.micro_batches(lengths[shard], self.config.learner.max_tokens_per_micro_batch)
-            per_rank.append([row_ids[shard[part]].tolist() for part in parts])
-        return sharding.equalise(per_rank)
-
-    def _plan(self, batch: RolloutBatch) -> list[StepPlan]:
-        algorithm = self.config.algorithm
-        plans = []
-        seed = self.config.seed * 1_000_003 + self._version
-        for row_ids in sharding.split_minibatches(batch, self.config.updates_per_step, seed=seed):
-            denominator = batching.loss_denominator(
-                sharding.take_rows(batch, row_ids),
-                aggregation=algorithm.aggregation,
-                constant_length=self.config.sampling.max_new_tokens,
-            )
-            if denominator > 0:
-                num_tokens = int(np.diff(batch.cu_seqlens)[row_ids].sum())
-                plans.append(StepPlan(self._split(batch, row_ids), denominator, num_tokens, self.entropy_coef))
-        if not plans:
-            raise ValueError(
-                f"update: none of {batch.num_rows} rows has a token with loss_mask True; drop such batches"
-            )
-        return plans
 
     def _on_all(
         self, method: Callable[..., Any], *args: Any, timeout_s: float | None = None, **kwargs: Any
@@ -368,44 +338,3 @@ def _check(config: RLConfig, model_path: str) -> None:
             )
         except ValueError as error:
             raise ConfigError(f"learner.{error}") from error
-
-
-def _metrics(batch: RolloutBatch, reports: list[UpdateReport], *, num_steps: int, seconds: float) -> Metrics:
-    sums = losses.combine_stats([report.sums for report in reports])
-    tokens = sums["num_tokens"]
-    mismatch = losses.mismatch_metrics(sums)
-    metrics: Metrics = {"loss/total": sums["loss"] / num_steps}
-    if "divergence" in sums:
-        metrics["distill/divergence"] = sums["divergence"] / tokens
-    else:
-        metrics |= {
-            "loss/policy": sums["policy_loss"] / num_steps,
-            "policy/ratio_mean": sums["ratio"] / tokens,
-            "policy/clip_low_share": sums["clip_low"] / tokens,
-            "policy/clip_high_share": sums["clip_high"] / tokens,
-        }
-    if "kl_loss" in sums:
-        metrics["loss/kl"] = sums["kl_loss"] / num_steps
-    if "ref_k3" in sums:
-        metrics["policy/kl_ref"] = sums["ref_k3"] / tokens
-    metrics |= {
-        "policy/entropy": sums["entropy"] / tokens,
-        "mismatch/abs_logprob_diff_mean": mismatch["mean_abs_diff"],
-        "mismatch/abs_logprob_diff_max": mismatch["max_abs_diff"],
-        "mismatch/kl_k3": mismatch["k3"],
-        "mismatch/importance_ratio_mean": mismatch["importance_ratio"],
-        "mismatch/effective_sample_size": mismatch["effective_sample_size"],
-        "mismatch/truncated_share": mismatch["truncated_share"],
-        "optimizer/lr": reports[0].lr,
-        "optimizer/grad_norm": reports[0].grad_norm,
-        "optimizer/skipped_steps": float(reports[0].num_skipped),
-        "optimizer/steps": float(reports[0].num_steps),
-        "learner/tokens": float(len(batch.token_ids)),
-        "learner/loss_tokens": tokens,
-        "learner/rows": float(batch.num_rows),
-        "learner/seconds": seconds,
-        "learner/tokens_per_s": len(batch.token_ids) / seconds,
-        "memory/learner_rss_gib": max(report.rss_gib for report in reports),
-        **reports[0].router,
-    }
-    return metrics

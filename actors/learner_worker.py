@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import math
 import socket
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,245 +19,21 @@ import torch
 from actors.engine import StepResult, TrainEngine
 from actors.fleet import FleetActor
 from actors.logs import redirect_output
+from actors.micro_batch import MicroBatch
 from actors.router import router_losses, router_step
+from actors.step_losses import distillation_loss, distillation_values, policy_loss
 from actors.training_process import init_process_group
+from actors.update_plan import Split, StepPlan
+from actors.update_report import UpdateReport
 from model.balance import RouterStep, counting_pass, mean_metrics
 from model.hf import load_policy
 from model.logprobs import TokenScorer
 from model.moe import RouterRecord
 from rlplatform import losses
-from rlplatform.config import AlgorithmConfig, RLConfig
-from rlplatform.divergences import TopK, divergence
+from rlplatform.config import RLConfig
 from rlplatform.roles import RunStopped
-from rlplatform.sharding import take_train_rows, token_index
-from rlplatform.types import RolloutBatch, TeacherTargets, TrainBatch
-
-
-@dataclass(frozen=True)
-class StepPlan:
-    """One optimiser step: which rows each rank computes, in which micro-batches, and what the losses divide by."""
-
-    micro_batches: Sequence[
-        Sequence[Sequence[int]]
-    ]  # [rank][micro-batch] -> rows of the batch; [] is a pass without loss
-    denominator: float  # of losses.reduce, over all ranks
-    num_tokens: int  # of all rows, prompts included: what the routers' losses divide by
-    entropy_coef: float = 0.0  # of the entropy bonus in this step
-
-
-@dataclass(frozen=True)
-class UpdateReport:
-    """What one rank did: sums over its own loss tokens, and the engine's account, which is the same on all ranks."""
-
-    sums: dict[str, float]  # of policy_loss, combined by losses.combine_stats
-    lr: float
-    grad_norm: float
-    num_steps: int  # optimiser steps taken since the start
-    num_skipped: int  # skipped since the start
-    skipped_now: int  # skipped in this update
-    rss_gib: float
-    router: dict[str, float]  # of model.balance, mean over optimiser steps, equal on all ranks; empty without experts
-    stopped: str = ""  # why the run must end: too many skipped steps in a row
-
-
-@dataclass(frozen=True)
-class MicroBatch:
-    """Packed rows as tensors. ``N`` loss tokens; ``loss_cu_seqlens`` are the rows' boundaries among them."""
-
-    token_ids: torch.Tensor  # int64 [T]
-    positions: torch.Tensor  # int64 [T]
-    cu_seqlens: torch.Tensor  # int32 [B + 1]
-    scored: torch.Tensor  # int64 [N], where the loss tokens are
-    loss_cu_seqlens: torch.Tensor  # int64 [B + 1], of the loss tokens alone
-    rollout_logprobs: torch.Tensor  # float32 [N]
-    advantages: torch.Tensor  # float32 [N]
-    old_logprobs: torch.Tensor | None  # float32 [N]
-    ref_logprobs: torch.Tensor | None  # float32 [N]
-    teacher: torch.Tensor | TopK | None = None  # [N, V], or the K likeliest tokens of each of the N positions
-    num_ids: int = 0  # of the vocabulary shared with the teacher
-
-    @classmethod
-    def of(cls, batch: TrainBatch, row_ids: Sequence[int], device: torch.device) -> MicroBatch:
-        """The given rows; none at all give two tokens without a loss token: a pass that keeps the ranks in step."""
-        if not row_ids:
-            tokens = torch.tensor([0, 0], device=device)
-            nothing = torch.empty(0, device=device)
-            none = torch.empty(0, dtype=torch.int64, device=device)
-            boundaries = torch.tensor([0, 2], dtype=torch.int32, device=device)
-            return cls(
-                tokens,
-                torch.arange(2, device=device),
-                boundaries,
-                none,
-                none.new_zeros(2),
-                nothing,
-                nothing,
-                None,
-                None,
-            )
-        part = take_train_rows(batch, row_ids)
-        rows, mask = part.batch, part.batch.loss_mask
-        counts = np.concatenate(([0], np.cumsum(mask)))[rows.cu_seqlens]
-        lengths = np.diff(rows.cu_seqlens)
-        positions = np.arange(len(rows.token_ids)) - np.repeat(rows.cu_seqlens[:-1], lengths)
-
-        def tensor(array: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
-            return torch.tensor(array, dtype=dtype, device=device)
-
-        def loss_tokens(array: np.ndarray | None) -> Any:
-            return None if array is None else tensor(array[mask], torch.float32)
-
-        return cls(
-            token_ids=tensor(rows.token_ids, torch.int64),
-            positions=tensor(positions, torch.int64),
-            cu_seqlens=tensor(rows.cu_seqlens, torch.int32),
-            scored=tensor(np.flatnonzero(mask), torch.int64),
-            loss_cu_seqlens=tensor(counts, torch.int64),
-            rollout_logprobs=loss_tokens(rows.rollout_logprobs),
-            advantages=loss_tokens(rows.advantages),
-            old_logprobs=loss_tokens(part.old_logprobs),
-            ref_logprobs=loss_tokens(part.ref_logprobs),
-            teacher=None if part.teacher is None else teacher_tensors(part.teacher, device),
-            num_ids=0 if part.teacher is None else part.teacher.num_ids,
-        )
-
-    def without_loss(self) -> MicroBatch:
-        """The same tokens, none of them scored."""
-        return replace(self, scored=self.scored[:0])
-
-    @property
-    def forward_arguments(self) -> tuple[torch.Tensor, ...]:
-        return self.token_ids, self.positions, self.cu_seqlens, self.scored
-
-
-def teacher_tensors(targets: TeacherTargets, device: torch.device) -> torch.Tensor | TopK:
-    """The teacher's distributions as ``divergences`` takes them."""
-    logprobs = torch.tensor(targets.logprobs, device=device)
-    if targets.ids is None or targets.rest is None:
-        return logprobs
-    ids = torch.tensor(targets.ids, dtype=torch.int64, device=device)
-    return TopK(ids, logprobs, torch.tensor(targets.rest, device=device))
-
-
-def distillation_values(micro_batch: MicroBatch, config: RLConfig) -> Callable[[torch.Tensor, slice], torch.Tensor]:
-    """What ``TokenScorer(of_logits=...)`` computes for distillation: of each loss token the divergence from the teacher
-    and, without gradient, the log-probability of the token and the entropy at the sampling temperature: [n, 3]."""
-    algorithm, teacher = config.algorithm, micro_batch.teacher
-    targets = micro_batch.token_ids[micro_batch.scored]
-
-    def of_logits(logits: torch.Tensor, positions: slice) -> torch.Tensor:
-        with torch.no_grad():
-            log_p = torch.log_softmax(logits / config.sampling.temperature, dim=-1)
-            logprobs = log_p.gather(1, targets[positions, None])[:, 0]
-            entropy = -(log_p.exp() * log_p).sum(dim=-1)
-        if teacher is None:  # a pass without rows
-            values = logits.sum(dim=-1) * 0.0
-        else:
-            values = divergence(
-                logits[:, : micro_batch.num_ids],
-                _at(teacher, positions),
-                torch.ones(len(logits), dtype=torch.bool, device=logits.device),
-                kind=algorithm.divergence,
-                beta=algorithm.divergence_beta,
-                temperature=config.teacher.temperature,
-                chunk_tokens=config.learner.logprob_chunk_tokens,
-            )
-        return torch.stack((values, logprobs, entropy), dim=1)
-
-    return of_logits
-
-
-def _at(teacher: torch.Tensor | TopK, positions: slice) -> torch.Tensor | TopK:
-    if isinstance(teacher, torch.Tensor):
-        return teacher[positions]
-    return TopK(teacher.ids[positions], teacher.logprobs[positions], teacher.rest[positions])
-
-
-def distillation_loss(
-    values: torch.Tensor, micro_batch: MicroBatch, config: AlgorithmConfig, denominator: float
-) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """This micro-batch's share of the optimiser step's mean divergence, and sums for the metrics.
-
-    ``values`` float32 [N, 3]: of ``distillation_values``.
-    """
-    divergences, logprobs, entropy = values.unbind(dim=1)
-    mask = torch.ones_like(divergences, dtype=torch.bool)
-    loss = losses.reduce(
-        divergences,
-        mask,
-        aggregation=config.aggregation,
-        cu_seqlens=micro_batch.loss_cu_seqlens,
-        denominator=denominator,
-    )
-    sums = losses.mismatch_stats(logprobs, micro_batch.rollout_logprobs, mask, cap=config.importance_cap)
-    sums |= {
-        "divergence": losses.masked_sum(divergences, mask),
-        "entropy": losses.masked_sum(entropy, mask),
-        "loss": loss.detach(),
-    }
-    return loss, sums
-
-
-def policy_loss(
-    logprobs: torch.Tensor,
-    entropy: torch.Tensor,
-    micro_batch: MicroBatch,
-    config: AlgorithmConfig,
-    denominator: float,
-    *,
-    entropy_coef: float | None = None,
-) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """This micro-batch's share of the optimiser step's loss, and sums for the metrics.
-
-    loss = policy gradient + kl_coef * KL (``kl_in=loss``) - entropy_coef * entropy, all reduced alike.
-
-    Args:
-        logprobs: float32 [N] of the loss tokens, with gradient.
-        entropy: float32 [N].
-        denominator: of the whole optimiser step.
-        entropy_coef: of the bonus; None: ``config.entropy_coef``.
-    """
-    mask = torch.ones_like(logprobs, dtype=torch.bool)
-    old = logprobs.detach() if micro_batch.old_logprobs is None else micro_batch.old_logprobs
-    rollout = micro_batch.rollout_logprobs
-    weights = None
-    if config.importance_cap:
-        weights = losses.truncated_importance_weights(old, rollout, mask, config.importance_cap)
-    per_token, stats = losses.LOSSES[config.loss](
-        logprobs,
-        old,
-        micro_batch.advantages,
-        mask,
-        clip_low=config.clip_low,
-        clip_high=config.clip_high,
-        dual_clip=config.dual_clip,
-        importance_weights=weights,
-    )
-
-    def reduce(values: torch.Tensor) -> torch.Tensor:
-        return losses.reduce(
-            values,
-            mask,
-            aggregation=config.aggregation,
-            cu_seqlens=micro_batch.loss_cu_seqlens,
-            denominator=denominator,
-        )
-
-    loss = policy = reduce(per_token)
-    sums = {**stats, **losses.mismatch_stats(old, rollout, mask, cap=config.importance_cap)}
-    sums |= {"policy_loss": policy.detach(), "entropy": losses.masked_sum(entropy, mask)}
-    if micro_batch.ref_logprobs is not None:
-        k3 = losses.kl_estimate(logprobs.detach(), micro_batch.ref_logprobs, mask, "k3")
-        sums["ref_k3"] = losses.masked_sum(k3, mask)
-        if config.kl_in == "loss":
-            kl = reduce(losses.kl_estimate(logprobs, micro_batch.ref_logprobs, mask, config.kl_estimator))
-            loss = loss + config.kl_coef * kl
-            sums["kl_loss"] = kl.detach()
-    coef = config.entropy_coef if entropy_coef is None else entropy_coef
-    if coef:
-        loss = loss - coef * reduce(entropy)
-    sums["loss"] = loss.detach()
-    return loss, sums
+from rlplatform.sharding import token_index
+from rlplatform.types import RolloutBatch, TrainBatch
 
 
 class LearnerWorker(FleetActor):
@@ -324,12 +99,11 @@ class LearnerWorker(FleetActor):
         }
 
     def logprobs(
-        self, batch: RolloutBatch, micro_batches: Sequence[Sequence[Sequence[int]]], *, reference: bool
+        self, batch: RolloutBatch, micro_batches: Split, *, reference: bool
     ) -> list[tuple[np.ndarray, np.ndarray]]:
         """For each of this rank's micro-batches: where its loss tokens are in the batch, and their log-probabilities.
 
         Args:
-            micro_batches: [rank][micro-batch] -> rows.
             reference: of the frozen reference model instead of the policy.
         """
         scorer = self._reference if reference else self.engine

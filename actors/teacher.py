@@ -67,7 +67,7 @@ class TeacherWorker(FleetActor):
         0, and the teacher's distributions there."""
         import torch
 
-        from actors.learner_worker import MicroBatch
+        from actors.micro_batch import MicroBatch
 
         whole = TrainBatch(batch, old_logprobs=None, ref_logprobs=None)
         places = np.cumsum(batch.loss_mask) - 1

@@ -27,7 +27,8 @@ import torch
 import transformers
 
 from actors.engine import TrainEngine
-from actors.learner_worker import MicroBatch, policy_loss
+from actors.micro_batch import MicroBatch
+from actors.step_losses import policy_loss
 from actors.training_process import init_process_group
 from benchmarks.common import report, tiny_model
 from model.hf import load_policy

@@ -20,7 +20,8 @@ from transformers import AutoModelForCausalLM, Qwen3Config
 
 from actors.engine import learning_rate
 from actors.learner import LearnerGroup
-from actors.learner_worker import MicroBatch, policy_loss
+from actors.micro_batch import MicroBatch
+from actors.step_losses import policy_loss
 from actors.training_process import random_state, set_random_state
 from model.hf import load_policy
 from model.logprobs import TokenScorer
