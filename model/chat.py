@@ -26,6 +26,7 @@ __all__ = [
     "Difference",
     "RenderError",
     "Segment",
+    "answer_segments",
     "differences",
     "encode_segments",
     "encode_whole",
@@ -169,6 +170,35 @@ def training_segments(conversation: Conversation) -> list[Segment]:
         segments.append(Segment(turn.before + prompted, trained=False))
         segments.append(Segment(turn.text.removeprefix(prompted) + end, trained=True))
     return [*segments, Segment(conversation.tail, trained=False)] if conversation.tail else segments
+
+
+def answer_segments(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    *,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    enable_thinking: bool = True,
+) -> list[list[Segment]]:
+    """Every assistant turn as an example of its own, behind what the template prompts with for it: of the turns before
+    it, Qwen3's shows the answers without their thoughts. That is what an engine is asked that renders each request from
+    messages. The turn's own text is that of ``render_segments``.
+
+    Raises:
+        RenderError: as ``render_segments``.
+    """
+    examples = []
+    conversation = Conversation(tokenizer, messages, tools=tools, enable_thinking=enable_thinking)
+    block, end = conversation.closed_block, conversation.end
+    for turn in conversation.turns:
+        asked = messages[: turn.message]
+        before = render_chat(tokenizer, asked, tools=tools, add_generation_prompt=True) if asked else turn.before
+        prompted = block if turn.text.startswith(block) else ""
+        text = turn.text.removeprefix(prompted) + end
+        examples.append([Segment(before + prompted, trained=False), Segment(text, trained=True)])
+    if not examples:
+        roles = [message["role"] for message in messages]
+        raise RenderError(f"expected at least one assistant message to train on, got roles {roles}")
+    return examples
 
 
 def stock_segments(conversation: Conversation) -> list[Segment]:

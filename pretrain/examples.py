@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from model.chat import RenderError, Segment, encode_segments, render_segments
+from model.chat import RenderError, Segment, answer_segments, encode_segments, render_segments
 from rlplatform.config import DataConfig
 from rlplatform.data import normalise
 from rlplatform.datafiles import DataError, read_rows
@@ -79,15 +79,17 @@ def load_examples(
     *,
     completion: str = "completion",
     max_tokens: int,
+    history: str = "kept",
     rows: Iterable[Mapping[str, Any]] | None = None,
 ) -> tuple[Examples, list[dict[str, Any]]]:
     """Read, render and encode ``rows``, or the dataset that ``config`` names.
 
     The prompt column holds messages that end with the assistant's, or a prompt (string or messages) whose target is
-    the column ``completion``. With ``config.chat`` off prompt and completion are plain text, closed by eos.
+    the column ``completion``. With ``config.chat`` off prompt and completion are plain text, closed by eos. With
+    ``history="template"`` every assistant turn is an example (``ID/TURN``), see ``model.chat.answer_segments``.
 
     Returns:
-        The examples, and ``{"id", "tokens", "max_tokens"}`` of each row left out for its length.
+        The examples, and ``{"id", "tokens", "max_tokens"}`` of each example left out for its length.
 
     Raises:
         DataError: an unreadable row, a missing column, a conversation without assistant, or not one usable row.
@@ -100,15 +102,18 @@ def load_examples(
             break
         row_id = str(row.get("id", f"{config.split}-{index}"))
         try:
-            token_ids, mask = encode_segments(tokenizer, _segments(row, where, config, tokenizer, completion))
+            renderings = _renderings(row, where, config, tokenizer, completion, history)
+            encoded = [encode_segments(tokenizer, segments) for segments in renderings]
         except RenderError as error:
             raise DataError(f"{where}: column {config.prompt!r}: {error}") from error
-        if len(token_ids) > max_tokens:
-            dropped.append({"id": row_id, "tokens": len(token_ids), "max_tokens": max_tokens})
-            continue
-        if mask[0]:
-            raise DataError(f"{where}: expected a prompt before the completion, got none")
-        kept.append((row_id, token_ids, mask))
+        for turn, (token_ids, mask) in enumerate(encoded):
+            name = row_id if history == "kept" else f"{row_id}/{turn}"
+            if len(token_ids) > max_tokens:
+                dropped.append({"id": name, "tokens": len(token_ids), "max_tokens": max_tokens})
+                continue
+            if mask[0]:
+                raise DataError(f"{where}: expected a prompt before the completion, got none")
+            kept.append((name, token_ids, mask))
     if not kept:
         shortest = f"; the shortest has {min(d['tokens'] for d in dropped)} tokens" if dropped else ""
         raise DataError(
@@ -118,17 +123,21 @@ def load_examples(
     return pack(kept), dropped
 
 
-def _segments(
-    row: Mapping[str, Any], where: str, config: DataConfig, tokenizer: PreTrainedTokenizerBase, completion: str
-) -> list[Segment]:
+def _renderings(
+    row: Mapping[str, Any],
+    where: str,
+    config: DataConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    completion: str,
+    history: str,
+) -> list[list[Segment]]:
+    """The segments of each example of a row."""
     prompt, columns = normalise(row, where, config)
     if not config.chat:
         if not isinstance(prompt, str):
             raise DataError(f"{where}: column {config.prompt!r}: chat is off, expected a string, got {prompt!r:.60}")
-        return [
-            Segment(prompt, trained=False),
-            Segment(_target(columns, completion, where) + tokenizer.eos_token, True),
-        ]
+        target = Segment(_target(columns, completion, where) + tokenizer.eos_token, trained=True)
+        return [[Segment(prompt, trained=False), target]]
     if isinstance(prompt, str):
         system = [{"role": "system", "content": config.system}] if config.system else []
         messages = [*system, {"role": "user", "content": prompt}]
@@ -141,7 +150,10 @@ def _segments(
         )
     if messages[-1]["role"] != "assistant":
         messages.append({"role": "assistant", "content": _target(columns, completion, where)})
-    return render_segments(tokenizer, messages, tools=columns.get("tools"), enable_thinking=config.enable_thinking)
+    tools = columns.get("tools")
+    if history == "template":
+        return answer_segments(tokenizer, messages, tools=tools, enable_thinking=config.enable_thinking)
+    return [render_segments(tokenizer, messages, tools=tools, enable_thinking=config.enable_thinking)]
 
 
 def _target(columns: Mapping[str, Any], completion: str, where: str) -> str:

@@ -24,6 +24,7 @@ class SFTConfig(TrackedReads):
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=lambda: DataConfig(prompt="messages"))
     completion: str = "completion"  # column with the target where `prompt` is a string; messages carry their own
+    history: Literal["kept", "template"] = "kept"  # earlier turns: as produced; or a row a turn, as the template shows
     max_tokens: int = 1024  # rows longer than this are dropped and reported
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1e-3))
     learner: LearnerConfig = field(default_factory=LearnerConfig)
@@ -33,6 +34,9 @@ class SFTConfig(TrackedReads):
 
     def __post_init__(self) -> None:
         require(self.num_steps >= 1, f"num_steps: expected >= 1, got {self.num_steps}")
+        require(
+            self.history == "kept" or self.data.chat, "history: template: expected data.chat, the template has no part"
+        )
         require(
             self.tokens_per_step >= self.max_tokens * self.learner.num_workers,
             f"tokens_per_step={self.tokens_per_step}: expected at least max_tokens x learner.num_workers = "

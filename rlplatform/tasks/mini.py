@@ -28,7 +28,7 @@ Row = dict[str, Any]
 # Tasks of one turn that a rule can check; none with sums, which could be those of ``test``.
 GENERAL = ("letter_case", "marks", "mode_single", "concise")
 GRADERS = {"letter_case": "exact", "marks": "exact", "mode_single": "exact"}  # the others: by their checklists
-DIGITS = {2: 0.15, 3: 0.6, 4: 0.25}
+DIGITS = {2: 0.15, 3: 0.85}
 EMPTY = "<think>\n\n</think>\n\n"
 
 

@@ -16,6 +16,7 @@ from model.chat import (
     CHAT_TEMPLATE,
     RenderError,
     Segment,
+    answer_segments,
     encode_segments,
     render_chat,
     render_example,
@@ -174,6 +175,37 @@ def test_generation_prompt_and_newline_after_the_turn_are_not_trained(tokenizer)
 
 def test_earlier_turns_keep_their_thinking(tokenizer) -> None:
     assert trained_text(tokenizer, [USER, THOUGHT, USER, THOUGHT]) == (THOUGHT["content"] + "<|im_end|>") * 2
+
+
+def test_an_answer_apart_stands_behind_what_an_engine_is_prompted_with(tokenizer) -> None:
+    messages = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "<think>\nt1\n</think>\n\nb"},
+        {"role": "user", "content": "c /no_think"},
+        {"role": "assistant", "content": "<think>\n\n</think>\n\nd"},
+    ]
+    first, second = answer_segments(tokenizer, messages)
+    assert [segment.trained for segment in first + second] == [False, True, False, True]
+    assert first[1].text == "<think>\nt1\n</think>\n\nb<|im_end|>"
+    assert second[0].text == (
+        "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n"
+        "<|im_start|>user\nc /no_think<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert second[1].text == "<think>\n\n</think>\n\nd<|im_end|>"
+    assert second[0].text == render_chat(tokenizer, messages[:3], add_generation_prompt=True)
+    prompted = answer_segments(tokenizer, messages, enable_thinking=False)[1]
+    assert prompted[0].text == render_chat(
+        tokenizer, messages[:3], add_generation_prompt=True, template_kwargs={"enable_thinking": False}
+    )
+    assert prompted[1].text == "d<|im_end|>"
+
+
+def test_a_single_answer_apart_is_the_training_rendering(tokenizer) -> None:
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    (only,) = answer_segments(tokenizer, messages)
+    assert only == render_segments(tokenizer, messages)[:2]
+    with pytest.raises(RenderError, match="at least one assistant"):
+        answer_segments(tokenizer, messages[:1])
 
 
 def test_a_turn_without_thinking_gets_the_empty_block(tokenizer) -> None:

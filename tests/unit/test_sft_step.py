@@ -89,6 +89,18 @@ def test_rows_too_long_are_dropped_and_named_at_the_exact_boundary(examples: Exa
     assert kept.lengths.max() == limit
 
 
+def test_with_the_templates_history_every_answer_is_a_row(tokenizer) -> None:
+    turn = [{"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "<think>\n2\n</think>\n\n2"}]
+    rows = [{"id": "a", "messages": [*turn, *turn]}, {"id": "b", "messages": turn}]
+    apart, dropped = load_examples(MESSAGES, tokenizer, rows=rows, max_tokens=128, history="template")
+    together, _ = load_examples(MESSAGES, tokenizer, rows=rows, max_tokens=128)
+    assert (apart.ids, together.ids, dropped) == (("a/0", "a/1", "b/0"), ("a", "b"), [])
+    assert apart.loss_tokens.tolist() == [apart.loss_tokens[0]] * 3
+    assert together.loss_tokens[0] == 2 * apart.loss_tokens[0]
+    second = tokenizer.decode(apart.token_ids[apart.cu_seqlens[1] : apart.cu_seqlens[2]])
+    assert second.count("<think>") == 1  # the earlier thought is not shown
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
