@@ -30,9 +30,9 @@ from rlplatform.stage_runs import STAGES
 from rlplatform.types import RolloutGroup, SamplingParams
 from tests.integration import rollout_models as kit
 
-ENGINE = {"cpus_per_worker": 0.5, "kv_cache_gib": 0.1, "num_workers": 2}
+ENGINE = {"cpus_per_worker": 0.5, "kv_cache_gib": 0.1}
 ROLLOUT = RolloutConfig(num_workers=2, cpus_per_worker=0.5, kv_cache_gib=0.1)
-ROWS = 64  # tokens of a stage's rows; the kept engines have room for twice as many
+ROWS = 64  # tokens of a stage's rows
 
 
 @pytest.fixture(scope="module")
@@ -84,33 +84,42 @@ def left_by(folder: Path) -> dict[str, Any]:
     return found
 
 
-def test_every_kind_of_stage_samples_on_kept_engines_what_it_samples_on_fresh_ones(
+def run(
+    plan: list[tuple[str, str]], folders: dict[str, str], folder: Path, *, kept: bool
+) -> tuple[list[dict[str, Any]], list[Any]]:
+    """What each stage left and said. Kept engines have room for rows twice as long as the stages'."""
+    lengths = [(ModelConfig(), stage("sample", "a", folders, folder).rollout, 2 * ROWS)]
+    outcomes = []
+    with engine_pool(lengths) if kept else nullcontext() as pool:
+        for number, (kind, model) in enumerate(plan):
+            outcomes.append(STAGES[kind](stage(kind, model, folders, folder / str(number))))
+            if pool is not None:
+                assert (pool.num_starts, pool.num_reuses) == (1, number)
+                assert (folder / str(number) / "logs" / "rollout-0.log").exists()
+    return [left_by(folder / str(number)) for number in range(len(plan))], outcomes
+
+
+def test_sample_and_eval_stages_get_from_kept_engines_what_they_get_from_fresh_ones(
     folders: dict[str, str], tmp_path: Path
 ) -> None:
-    plan = [("sample", "a"), ("sample", "b"), ("eval", "b"), ("rl", "a")]
-    lengths = [(ModelConfig(), stage("sample", "a", folders, tmp_path).rollout, 2 * ROWS)]
-    outcomes: dict[str, list[Any]] = {"kept": [], "fresh": []}
-    for how in outcomes:
-        with engine_pool(lengths) if how == "kept" else nullcontext() as pool:
-            for number, (kind, model) in enumerate(plan):
-                if how == "fresh" and number == 0:
-                    continue
-                folder = tmp_path / how / str(number)
-                outcomes[how].append(STAGES[kind](stage(kind, model, folders, folder)))
-                if pool is not None:
-                    assert (pool.num_starts, pool.num_reuses) == (1, number)
-    for number in (1, 2, 3):
-        kept, fresh = (left_by(tmp_path / how / str(number)) for how in ("kept", "fresh"))
-        assert kept.keys() == fresh.keys()
-        assert len(kept) > 0
-        assert kept == fresh
-        logs = tmp_path / "kept" / str(number) / "logs"
-        assert {f"rollout-{worker}.log" for worker in range(2)} <= {path.name for path in logs.iterdir()}
-    first, second = (left_by(tmp_path / "kept" / n)["responses.jsonl"] for n in "01")
-    assert first != second
-    assert outcomes["kept"][1].summary == outcomes["fresh"][0].summary
-    assert outcomes["kept"][2].summary == outcomes["fresh"][1].summary
-    rl = [json.loads((tmp_path / how / "3" / "metrics.jsonl").read_text().splitlines()[-1]) for how in outcomes]
+    kept, kept_outcomes = run([("sample", "a"), ("sample", "b"), ("eval", "b")], folders, tmp_path / "kept", kept=True)
+    fresh, fresh_outcomes = run([("sample", "b"), ("eval", "b")], folders, tmp_path / "fresh", kept=False)
+    assert kept[0]["responses.jsonl"] != kept[1]["responses.jsonl"]
+    assert {"responses.jsonl", "queries.jsonl"} <= kept[1].keys()
+    assert kept[2].keys() == {"eval/step-000000.parquet"}
+    assert kept[1:] == fresh
+    assert [outcome.summary for outcome in kept_outcomes[1:]] == [outcome.summary for outcome in fresh_outcomes]
+
+
+def test_a_reinforcement_stage_begins_on_kept_engines_as_on_fresh_ones(folders: dict[str, str], tmp_path: Path) -> None:
+    kept, _ = run([("sample", "b"), ("rl", "a")], folders, tmp_path / "kept", kept=True)
+    fresh, _ = run([("rl", "a")], folders, tmp_path / "fresh", kept=False)
+    assert kept[1].keys() == {"rollouts/step-000000.parquet"}
+    assert kept[1] == fresh[0]
+    rl = [
+        json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+        for folder in (tmp_path / "kept" / "1", tmp_path / "fresh" / "0")
+    ]
     for name in ("generate/tokens", "generate/restarts", "generate/requeued", "policy/entropy", "loss/total"):
         assert rl[0][name] == rl[1][name], name
 
@@ -249,12 +258,11 @@ def test_what_does_not_fit_is_closed_before_another_fleet_starts(
 
 def test_a_failed_stage_leaves_no_engines_and_training_gets_its_room(folders: dict[str, str], tmp_path: Path) -> None:
     config = stage("sample", "a", folders, tmp_path / "fails")
-    small = replace(config, rollout=replace(config.rollout, num_workers=1))
     with engine_pool() as pool:
         with pytest.raises(ValueError, match="greedy"):
-            STAGES["sample"](replace(small, sampling=replace(small.sampling, temperature=0.0)))
+            STAGES["sample"](replace(config, sampling=replace(config.sampling, temperature=0.0)))
         assert pool._idle is None
-        STAGES["sample"](replace(small, run_dir=str(tmp_path / "works")))
+        STAGES["sample"](replace(config, run_dir=str(tmp_path / "works")))
         assert pool._idle is not None
         make_room(LearnerConfig(num_workers=2, cpus_per_worker=3.75))  # 7.5 of 8, and the engine takes 0.5
         assert pool._idle is not None
