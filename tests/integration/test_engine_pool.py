@@ -73,9 +73,8 @@ def stage(kind: str, model: str, folders: dict[str, str], run_dir: Path) -> Any:
 
 def left_by(folder: Path) -> dict[str, Any]:
     """What a stage sampled: rows of its files, without seconds."""
-    found: dict[str, Any] = {
-        path.name: path.read_text() for path in folder.glob("*.jsonl") if "metrics" not in path.name
-    }
+    timed = ("metrics.jsonl", "slow_rewards.jsonl")
+    found: dict[str, Any] = {path.name: path.read_text() for path in folder.glob("*.jsonl") if path.name not in timed}
     for path in folder.rglob("*.parquet"):
         rows = pq.read_table(path).to_pylist()
         found[str(path.relative_to(folder))] = [
