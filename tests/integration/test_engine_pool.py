@@ -126,8 +126,8 @@ def test_a_reinforcement_stage_begins_on_kept_engines_as_on_fresh_ones(folders: 
 # --- the pool itself ------------------------------------------------------------------------------------------------
 
 
-def wanted(folders: dict[str, str], model: str, **changes: Any) -> Wanted:
-    path = folders[model]
+def wanted(folders: dict[str, str], name: str, **changes: Any) -> Wanted:
+    path = folders[name]
     base = Wanted(path, ModelConfig(path=path), ROLLOUT, SamplingParams(max_new_tokens=24), ROWS, 0)
     return replace(base, **changes)
 
@@ -141,7 +141,7 @@ def expected(folders: dict[str, str]) -> dict[str, list[list[int]]]:
     """Tokens of fresh engines."""
     found = {}
     for name in ("a", "b"):
-        fleet = wanted(folders, name).start()
+        fleet = wanted(folders, name, rollout=replace(ROLLOUT, num_workers=1)).start()
         found[name] = tokens(fleet.generate(kit.requests(4, 4)))
         fleet.close()
     return found
