@@ -212,6 +212,11 @@ class Fleet(Generic[ActorT]):
             self._kill(worker)
             self._lose(worker, reason)
 
+    def count_anew(self) -> None:
+        """Losses so far no longer count against ``max_restarts``."""
+        for worker in self._workers.values():
+            worker.num_losses = 0
+
     @property
     def open_refs(self) -> list[Any]:
         """What ``ray.wait`` can wait for, to wait for several fleets at once; ``ready`` then takes the replies."""

@@ -10,6 +10,7 @@ A request carries its own seed, so what is sampled depends neither on the number
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from actors import logs
 from actors.episodes import budget_of, play_of
 from actors.fleet import ActorError, Err, Fleet
 from actors.rollout_worker import Job, PumpReply, RolloutWorker
@@ -58,6 +60,7 @@ class RolloutFleet:
         sampling: used where ``submit`` and ``generate`` are given none.
         max_model_len: tokens, prompt and completion together.
         seed: of the engines themselves; requests carry their own.
+        engine_len: tokens the engines have room for, where a later stage needs more than ``max_model_len``.
         environment: that answers the policy between its turns, of all prompts or of those whose column names one.
 
     Raises:
@@ -76,18 +79,23 @@ class RolloutFleet:
         seed: int,
         worker_class: type[RolloutWorker] = RolloutWorker,
         environment: EnvironmentConfig | None = None,
+        engine_len: int = 0,
     ) -> None:
         check_servable(model_path, model, max_model_len)
-        self.model_path, self.model, self.sampling, self.max_model_len = model_path, model, sampling, max_model_len
-        if not sampling.neutral:
-            log.warning("sampling is not neutral (%s): training sees the policy through it", sampling)
         self.workers: Fleet[RolloutWorker] = Fleet(
             worker_class,
             "rollout",
             num_workers=rollout.num_workers,
             cpus=rollout.cpus_per_worker,
             gpus=rollout.gpus_per_worker,
-            actor_args=lambda worker: (model_path, model, rollout, max_model_len, rollout.seed + seed + worker),
+            actor_args=lambda worker: (
+                model_path,
+                model,
+                rollout,
+                max_model_len,
+                rollout.seed + seed + worker,
+                engine_len,
+            ),
             env=engine_env(rollout),
             call_timeout_s=rollout.call_timeout_s,
             start_timeout_s=rollout.start_timeout_s,
@@ -95,10 +103,25 @@ class RolloutFleet:
             on_restart=self._restarted,
             change="rollout.num_workers, rollout.cpus_per_worker or rollout.gpus_per_worker",
         )
-        self.environment = environment or EnvironmentConfig()
         self.ranks_per_worker = rollout.tensor_parallel_size
-        self.republish: Callable[[int], None] | None = None  # set by WeightSync: current weights to one worker
+        self.engine_len = max(engine_len, max_model_len)
         self._max_num_seqs = rollout.max_num_seqs
+        self._begun: tuple[Any, ...] | None = None  # what a restarted worker must begin: it comes up as first started
+        self._set_up(model_path, model, sampling, max_model_len, environment)
+
+    def _set_up(
+        self,
+        model_path: str,
+        model: ModelConfig,
+        sampling: SamplingParams,
+        max_model_len: int,
+        environment: EnvironmentConfig | None,
+    ) -> None:
+        self.model_path, self.model, self.sampling, self.max_model_len = model_path, model, sampling, max_model_len
+        if not sampling.neutral:
+            log.warning("sampling is not neutral (%s): training sees the policy through it", sampling)
+        self.environment = environment or EnvironmentConfig()
+        self.republish: Callable[[int], None] | None = None  # set by WeightSync: current weights to one worker
         self._queue: deque[Job] = deque()
         self._loads = {worker: _Load() for worker in self.workers.live_workers}
         self._pumps: dict[int, _Load] = {}  # call in flight -> whose
@@ -107,6 +130,45 @@ class RolloutFleet:
         self._next_ticket = 0
         self._num_requeued = 0
         self._totals = _Totals()
+
+    def begin(
+        self,
+        model_path: str,
+        model: ModelConfig,
+        sampling: SamplingParams,
+        max_model_len: int,
+        environment: EnvironmentConfig | None = None,
+    ) -> None:
+        """Another stage on the same engines: what was asked for is dropped, everything counts anew.
+
+        The engines refuse to sample until the model's weights were published to them (``EnginePool``). The arguments
+        are those of the class; whether they fit these engines is the caller's business.
+
+        Raises:
+            ConfigError: the engine cannot compute this model, or not at this length.
+            ActorError, RunStopped: a worker failed.
+        """
+        check_servable(model_path, model, max_model_len)
+        while self._pumps:
+            for reply in self.workers.ready(1.0):
+                self._pumps.pop(reply.call, None)
+        self._set_up(model_path, model, sampling, max_model_len, environment)
+        self.workers.count_anew()
+        self._begun = (model_path, model, max_model_len, os.environ.get(logs.ENV, ""))
+        for worker, result in self.workers.call_each(
+            self.workers.live_workers, RolloutWorker.begin, *self._begun
+        ).items():
+            if isinstance(result, Err) and not result.lost:
+                raise ActorError(f"{self.workers.name(worker)}: {result}")
+
+    def wait_for_all(self) -> None:
+        """Wait until lost workers are back and up to date.
+
+        Raises:
+            RunStopped: one did not come back, or was lost too often.
+        """
+        while len(self.workers.live_workers) < self.workers.num_workers:
+            self.workers.ready(1.0)
 
     # --- roles.Generator ----------------------------------------------------------------------------------------
 
@@ -299,5 +361,7 @@ class RolloutFleet:
         """A restarted engine holds the weights of ``model_path``: give it the current ones before it gets work."""
         self._requeue(worker, self._loads[worker])
         self._loads[worker] = _Load()
+        if self._begun is not None:
+            self.workers.call(worker, RolloutWorker.begin, *self._begun)
         if self.republish is not None:
             self.republish(worker)

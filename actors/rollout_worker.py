@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from actors import logs
 from actors.episodes import EpisodeCall, Episodes, Play, budget_of
-from actors.fleet_actor import FleetActor
+from actors.fleet_actor import NAME_ENV, FleetActor
 from actors.payload import Payload, PublishReport, WeightManifest
 from actors.vllm_arguments import engine_arguments, engine_sampling, stop_ids
 from model.tokenizer import load_tokenizer
@@ -68,22 +69,31 @@ class _Running:
 
 
 class RolloutWorker(FleetActor):
-    """One engine. ``seed`` is the engine's own; every request carries seeds of its own."""
+    """One engine. ``seed`` is the engine's own; every request carries seeds of its own.
 
-    def __init__(self, model_path: str, model: ModelConfig, config: RolloutConfig, max_model_len: int, seed: int):
+    ``engine_len`` > ``max_model_len``: the engine has room for a later stage with longer rows (see ``begin``).
+    """
+
+    def __init__(
+        self,
+        model_path: str,
+        model: ModelConfig,
+        config: RolloutConfig,
+        max_model_len: int,
+        seed: int,
+        engine_len: int = 0,
+    ):
         if not os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
             os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)
         from vllm import EngineArgs
         from vllm.v1.engine.llm_engine import LLMEngine
 
-        self._tokenizer = load_tokenizer(model_path, trust_remote_code=model.trust_remote_code)
-        arguments = engine_arguments(model_path, model, config, max_model_len, seed)
+        arguments = engine_arguments(model_path, model, config, max(max_model_len, engine_len), seed)
         self._engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
         # vLLM names the file that its ranks meet at, and their shared memory, by one random name.
         self._rendezvous = self._engine.collective_rpc("rendezvous_name")[0]
-        self._stop_ids = stop_ids(self._engine.model_config.hf_config, model_path, self._tokenizer)
+        self._speak(model_path, model, max_model_len)
         self._running: dict[str, _Running] = {}  # by request of the engine
-        self._episodes = Episodes(self._tokenizer, sorted(self._stop_ids), max_model_len)
         self._num_calls = self._calls_running = 0  # of completions that take several
         self._finished: list[FinishedJob] = []
         self._prompt_tokens = self._cached_tokens = 0
@@ -91,6 +101,31 @@ class RolloutWorker(FleetActor):
         self._version = 0
         self._out_of_service = ""
         self._warm_up()
+
+    def _speak(self, model_path: str, model: ModelConfig, max_model_len: int) -> None:
+        self._model_path = model_path
+        self._tokenizer = load_tokenizer(model_path, trust_remote_code=model.trust_remote_code)
+        self._stop_ids = stop_ids(self._engine.model_config.hf_config, model_path, self._tokenizer)
+        self._episodes = Episodes(self._tokenizer, sorted(self._stop_ids), max_model_len)
+
+    def begin(self, model_path: str, model: ModelConfig, max_model_len: int, log_folder: str) -> None:
+        """Another stage: tokenizer, template and stop ids of its model, its log folder, and no request of the last one.
+
+        Out of service until the model's weights were loaded and verified (``load_weights``).
+        """
+        self._out_of_service = f"the weights of {model_path} have not come yet"
+        os.environ[logs.ENV] = log_folder
+        logs.redirect_output(os.environ.get(NAME_ENV, "rollout"))
+        self._episodes.close()
+        self._engine.abort_request(list(self._running))
+        while self._engine.has_unfinished_requests():
+            self._engine.step()
+        self._engine.collective_rpc("forget_keys_and_values")
+        self._running.clear()
+        self._num_calls = self._calls_running = 0
+        self._finished = []
+        self._prompt_tokens = self._cached_tokens = self._num_scored = 0
+        self._speak(model_path, model, max_model_len)
 
     def shutdown(self) -> None:
         """End the processes of other ranks and remove what they share, which killing this one would leave behind."""
@@ -166,7 +201,7 @@ class RolloutWorker(FleetActor):
             "ignore_eos": params.ignore_eos,
             "logprobs_mode": self._engine.model_config.logprobs_mode,
             "dtype": str(self._engine.model_config.dtype),
-            "model": self._engine.model_config.model,
+            "model": self._model_path,
         }
 
     def logprobs(self, rows: Sequence[np.ndarray]) -> list[np.ndarray]:

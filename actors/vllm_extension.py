@@ -49,6 +49,12 @@ class WeightExtension:
         name = os.environ.get("VLLM_DIST_IDENT", "")
         return name if name.startswith("vllm_dist_") else ""
 
+    def forget_keys_and_values(self) -> None:
+        """Zero what a diverged model left in the cache: masked entries are multiplied by 0, and NaN times 0 is NaN."""
+        for cache in self.model_runner.kv_caches:
+            if not torch.isfinite(cache).all():
+                cache.zero_()
+
     def join_group(self, host: str, port: int, first_rank: int, size: int, backend: str, timeout_s: float) -> None:
         transports.join(host, port, first_rank + self.rank, size, backend, timeout_s)
 

@@ -42,10 +42,13 @@ class WeightSync:
 
     Every comparison is exact on the first publish, on each ``full_verify_every``-th, and always for models of at most
     ``full_verify_max_mib``; between those, columns in turn and a random direction of every matrix are compared.
+
+    Args:
+        whose: weights these are, for errors.
     """
 
-    def __init__(self, fleet: RolloutFleet, config: PublishConfig) -> None:
-        self._fleet, self._config = fleet, config
+    def __init__(self, fleet: RolloutFleet, config: PublishConfig, whose: str = "the learner's weights") -> None:
+        self._fleet, self._config, self._whose = fleet, config, whose
         self._store = ObjectStoreTransport(fleet.workers)
         self._transport: Transport = self._store
         if config.transport == "collective":
@@ -54,6 +57,7 @@ class WeightSync:
         self._num_publishes = 0
         # Payload, manifest and version that a restarted worker is given.
         self._current: tuple[Any, WeightManifest, int] | None = None
+        self._before = fleet.republish  # of whoever published before; holds until the first publish here
         fleet.republish = self._republish
 
     def publish(self, learner: WeightSource, version: int) -> Metrics:
@@ -67,7 +71,7 @@ class WeightSync:
         began = time.perf_counter()
         ref = learner.gather_weights()
         manifest = self._manifest(ref)
-        self._current = (ref, manifest, version)
+        self._current, self._before = (ref, manifest, version), None
         every = self._config.full_verify_every
         full = (every > 0 and self._num_publishes % every == 0) or self._is_small(manifest) or self._num_publishes == 0
         self._num_publishes += 1
@@ -91,7 +95,7 @@ class WeightSync:
             elif result.value.mismatches:
                 wrong = ", ".join(result.value.mismatches[:20])
                 raise RunStopped(
-                    f"publish {version}: {name} does not compute with the learner's weights. "
+                    f"publish {version}: {name} does not compute with {self._whose}. "
                     f"{len(result.value.mismatches)} tensors differ: {wrong}"
                 )
             else:
@@ -100,6 +104,8 @@ class WeightSync:
 
     def _republish(self, worker: int) -> None:
         if self._current is None:
+            if self._before is not None:
+                self._before(worker)
             return
         ref, manifest, version = self._current
         results = self._store.send(None, [worker], ref, manifest, version, True)

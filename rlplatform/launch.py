@@ -10,12 +10,23 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rlplatform import checkpoint
-from rlplatform.config import DataConfig, EnvironmentConfig, EvalConfig, RLConfig, SampleConfig, SamplingConfig
+from rlplatform.config import (
+    DataConfig,
+    EnvironmentConfig,
+    EvalConfig,
+    LearnerConfig,
+    ModelConfig,
+    RLConfig,
+    RolloutConfig,
+    SampleConfig,
+    SamplingConfig,
+)
 from rlplatform.configfile import to_dict
 from rlplatform.data import PromptSet, load_prompts, prompt_stream
 from rlplatform.environment import prepare
@@ -30,6 +41,7 @@ from rlplatform.trackers import RunTracker, Writers
 from rlplatform.types import Metrics, Prompt, RolloutGroup, SamplingParams, ScoredGroup
 
 if TYPE_CHECKING:
+    from actors.engine_pool import EnginePool, Wanted
     from actors.reward_service import RewardService
     from actors.rollout_fleet import RolloutFleet
 
@@ -67,6 +79,29 @@ def ray_session() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+_POOL: EnginePool | None = None  # of the recipe that is under way in this process
+
+
+@contextmanager
+def engine_pool(lengths: Sequence[tuple[ModelConfig, RolloutConfig, int]] = ()) -> Iterator[EnginePool]:
+    """While it is open, a stage's engines are kept for the next stage that they fit: see ``actors.engine_pool``."""
+    global _POOL
+    from actors.engine_pool import EnginePool
+
+    _POOL = pool = EnginePool(lengths)
+    try:
+        yield pool
+    finally:
+        _POOL = None
+        pool.close()
+
+
+def make_room(learner: LearnerConfig) -> None:
+    """Before a stage that trains without engines: idle ones go where they stand in its way."""
+    if _POOL is not None:
+        _POOL.make_room(learner.num_workers * learner.cpus_per_worker)
 
 
 # --- pieces ---------------------------------------------------------------------------------------------------------
@@ -245,23 +280,16 @@ def _start(config: RLConfig, folder: RunFolder, stack: ExitStack) -> tuple[Any, 
     """Fleet, reward service and learner, started side by side; closed in reverse order with the stack."""
     from actors.learner import LearnerGroup
     from actors.reward_service import RewardService
-    from actors.rollout_fleet import RolloutFleet
     from actors.teacher import TeacherFleet
     from actors.weight_sync import WeightSync
 
     os.environ["RLPLATFORM_LOG_DIR"] = str(folder.logs.resolve())
+    wanted = _wanted(config)
+    if _POOL is not None:  # before the others ask for room
+        _POOL.drop_misfit(wanted)
     with ThreadPoolExecutor(4) as pool:
         starts: list[Future[Any]] = [
-            pool.submit(
-                RolloutFleet,
-                config.model.path,
-                config.model,
-                config.rollout,
-                sampling_params(config.sampling),
-                config.max_model_len,
-                config.seed,
-                environment=config.environment,
-            ),
+            pool.submit(take_fleet, wanted),
             pool.submit(RewardService, config.reward, folder.path),
             pool.submit(LearnerGroup, config, config.model.path, dump_dir=str(folder.path.resolve())),
         ]
@@ -271,7 +299,10 @@ def _start(config: RLConfig, folder: RunFolder, stack: ExitStack) -> tuple[Any, 
         for future in starts:
             try:
                 actor = future.result()
-                stack.callback(actor.close)
+                if future is starts[0]:
+                    stack.push(partial(return_fleet, actor))
+                else:
+                    stack.callback(actor.close)
                 started.append(actor)
             except Exception as error:  # close what did start, then raise
                 errors.append(error)
@@ -320,24 +351,46 @@ def _environment(config: EvalConfig | SampleConfig) -> EnvironmentConfig | None:
 def graded_fleet(
     config: EvalConfig | SampleConfig, folder: RunFolder, stack: ExitStack
 ) -> tuple[RolloutFleet, RewardService]:
-    """Engines of the model and the reward service, closed with the stack."""
+    """Engines of the model and the reward service, started side by side; they go with the stack."""
     from actors.reward_service import RewardService
-    from actors.rollout_fleet import RolloutFleet
 
     os.environ["RLPLATFORM_LOG_DIR"] = str(folder.logs.resolve())
-    fleet = RolloutFleet(
+    with ThreadPoolExecutor(1) as pool:
+        start = pool.submit(RewardService, config.reward, folder.path)
+        try:
+            fleet = take_fleet(_wanted(config))
+            stack.push(partial(return_fleet, fleet))
+        finally:
+            if start.exception() is None:
+                stack.callback(start.result().close)
+    return fleet, start.result()
+
+
+def _wanted(config: RLConfig | EvalConfig | SampleConfig) -> Wanted:
+    from actors.engine_pool import Wanted
+
+    return Wanted(
         config.model.path,
         config.model,
         config.rollout,
         sampling_params(config.sampling),
         config.max_model_len,
         config.seed,
-        environment=_environment(config),
+        None if isinstance(config, SampleConfig) else config.environment,
     )
-    stack.callback(fleet.close)
-    service = RewardService(config.reward, folder.path)
-    stack.callback(service.close)
-    return fleet, service
+
+
+def take_fleet(wanted: Wanted) -> RolloutFleet:
+    """Kept engines of the recipe that fit, else new ones; ``return_fleet`` on the stack ends or keeps them."""
+    return wanted.start() if _POOL is None else _POOL.take(wanted)
+
+
+def return_fleet(fleet: RolloutFleet, error: type[BaseException] | None, *_: Any) -> None:
+    """For ``ExitStack.push``: nothing of a stage that failed is kept."""
+    if _POOL is None:
+        fleet.close()
+    else:
+        _POOL.give_back(fleet, failed=error is not None)
 
 
 def run_eval(config: EvalConfig) -> Outcome:

@@ -19,15 +19,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rlplatform.config import ConfigError, EvalConfig, RecipeConfig, RLConfig, RunConfig
+from rlplatform.config import (
+    ConfigError,
+    EvalConfig,
+    ModelConfig,
+    RecipeConfig,
+    RLConfig,
+    RolloutConfig,
+    RunConfig,
+    SampleConfig,
+)
 from rlplatform.configfile import inputs, stages, to_dict
-from rlplatform.launch import ray_session
+from rlplatform.launch import engine_pool, ray_session
 from rlplatform.lineage import write_card
 from rlplatform.plan import (
     DONE,
     FINISHED,
+    LEFT_OUT,
     STARTED,
     Choice,
+    Planned,
     changes,
     check_choice,
     data_hashes,
@@ -74,7 +85,7 @@ def run_config(config: RunConfig, *, fresh: bool = False, start: str = "", only:
 
 
 def _run_recipe(recipe: RecipeConfig, choice: Choice) -> dict[str, Any]:
-    from contextlib import nullcontext
+    from contextlib import ExitStack
 
     from rlplatform import report
 
@@ -86,7 +97,10 @@ def _run_recipe(recipe: RecipeConfig, choice: Choice) -> dict[str, Any]:
         if planned[name].forced:
             _set_aside(Path(config.run_dir), f"{name}: starts over")
     finished: dict[str, dict[str, Any]] = {}
-    with nullcontext() if all(row.state == FINISHED for row in planned.values()) else ray_session():
+    with ExitStack() as stack:
+        if any(row.state != FINISHED for row in planned.values()):
+            stack.enter_context(ray_session())
+            stack.enter_context(engine_pool(_row_lengths(plan, planned)))
         for name, config in plan.items():
             if planned[name].included:
                 finished[name] = _run_stage(config, finished, alone=False)
@@ -100,6 +114,17 @@ def _run_recipe(recipe: RecipeConfig, choice: Choice) -> dict[str, Any]:
     page = report.write_recipe_report(folder, plan, results)
     report.print_results(results, page)
     return results
+
+
+def _row_lengths(
+    plan: Mapping[str, RunConfig], planned: Mapping[str, Planned]
+) -> list[tuple[ModelConfig, RolloutConfig, int]]:
+    """What the stages that are to run need of their engines: see ``EnginePool``."""
+    return [
+        (config.model, config.rollout, config.max_model_len)
+        for name, config in plan.items()
+        if isinstance(config, (RLConfig, EvalConfig, SampleConfig)) and planned[name].state not in (FINISHED, LEFT_OUT)
+    ]
 
 
 def _run_stage(config: RunConfig, finished: Mapping[str, dict[str, Any]], *, alone: bool) -> dict[str, Any]:

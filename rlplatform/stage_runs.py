@@ -12,7 +12,7 @@ from typing import Any
 
 from rlplatform.config import BenchmarksConfig, ConfigError, DatasetConfig, InitModelConfig, PreferenceConfig, SFTConfig
 from rlplatform.data_stages import filter_rows, fusion
-from rlplatform.launch import Outcome, ray_session, run_eval, run_rl
+from rlplatform.launch import Outcome, make_room, ray_session, run_eval, run_rl
 from rlplatform.runs import RunFolder, write_atomically
 from rlplatform.sample_stage import sample
 
@@ -93,6 +93,7 @@ def _train(
 
     progress.phase("starting Ray Train")
     with ray_session():
+        make_room(config.learner)
         result = run(progress=show)
     progress.close()
     return Outcome(str(result.model), dict(result.summary))

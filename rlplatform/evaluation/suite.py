@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from rlplatform.config import BenchmarksConfig, ConfigError, DataConfig, RewardConfig, SamplingConfig
@@ -23,7 +24,15 @@ from rlplatform.evaluation.budget_sweep import Point, with_budget
 from rlplatform.evaluation.prompts import Row
 from rlplatform.evaluation.rows import rows_of, write_rows
 from rlplatform.evaluation.runner import Evaluation, Generate
-from rlplatform.launch import Outcome, evaluator, prompts_of, ray_session, sampling_params
+from rlplatform.launch import (
+    Outcome,
+    evaluator,
+    prompts_of,
+    ray_session,
+    return_fleet,
+    sampling_params,
+    take_fleet,
+)
 from rlplatform.reward_checks import accuracy_metric, check_columns, probe
 from rlplatform.runs import RunFolder, versions
 from rlplatform.servable import check_servable, tokenizer_of
@@ -202,8 +211,8 @@ def _entry(
 
 def run_benchmarks(config: BenchmarksConfig) -> Outcome:
     """Measure a model on the table; ``results.json`` holds everything needed to repeat it."""
+    from actors.engine_pool import Wanted
     from actors.reward_service import RewardService
-    from actors.rollout_fleet import RolloutFleet
 
     folder = RunFolder(config.run_dir)
     folder.begin(config)
@@ -214,8 +223,9 @@ def run_benchmarks(config: BenchmarksConfig) -> Outcome:
     os.environ["RLPLATFORM_LOG_DIR"] = str(folder.logs.resolve())
     with ray_session(), ExitStack() as stack:
         first = next(iter(tasks[0].sampling.values()))
-        fleet = RolloutFleet(config.model.path, config.model, config.rollout, first, max_model_len(config), config.seed)
-        stack.callback(fleet.close)
+        wanted = Wanted(config.model.path, config.model, config.rollout, first, max_model_len(config), config.seed)
+        fleet = take_fleet(wanted)
+        stack.push(partial(return_fleet, fleet))
 
         def measure(task: Task, prompts: Sequence[Prompt], sampling: SamplingParams, name: str) -> Evaluation:
             print(f"{name}: {len(prompts)} problems x {task.num_samples}", file=sys.stderr, flush=True)
