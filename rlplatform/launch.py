@@ -18,7 +18,6 @@ import numpy as np
 from rlplatform import checkpoint
 from rlplatform.config import (
     DataConfig,
-    EnvironmentConfig,
     EvalConfig,
     LearnerConfig,
     ModelConfig,
@@ -44,6 +43,7 @@ if TYPE_CHECKING:
     from actors.engine_pool import EnginePool, Wanted
     from actors.reward_service import RewardService
     from actors.rollout_fleet import RolloutFleet
+    from rlplatform.recorded import Recorded
 
 LOGGER = logging.getLogger(__name__)
 
@@ -171,8 +171,8 @@ class ShuffledRewards:
 def evaluator(
     prompts: Sequence[Prompt],
     *,
-    fleet: RolloutFleet,
-    service: RewardService,
+    fleet: RolloutFleet | Recorded,
+    service: RewardService | Recorded,
     sampling: SamplingParams,
     num_samples: int,
     metric: str,
@@ -338,14 +338,10 @@ def graded_prompts(config: EvalConfig | SampleConfig, folder: RunFolder, label: 
         tokenizer = tokenizer_of(config.model.path, trust_remote_code=config.model.trust_remote_code)
         check_servable(config.model.path, config.model, config.max_model_len)
         prompts = prompts_of(config.data, tokenizer, folder, label).prompts
-        check_environment(_environment(config), prompts)
+        check_environment(config.environment, prompts)
         check_columns(config.reward, prompts)
         rewards.check(prompts)
     return prompts
-
-
-def _environment(config: EvalConfig | SampleConfig) -> EnvironmentConfig | None:
-    return config.environment if isinstance(config, EvalConfig) else None
 
 
 def graded_fleet(
@@ -376,7 +372,7 @@ def _wanted(config: RLConfig | EvalConfig | SampleConfig) -> Wanted:
         sampling_params(config.sampling),
         config.max_model_len,
         config.seed,
-        None if isinstance(config, SampleConfig) else config.environment,
+        config.environment,
     )
 
 
