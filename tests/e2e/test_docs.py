@@ -70,7 +70,7 @@ def test_documented_command(command: str, smoke_demo: Finished, tmp_path: Path) 
     else:
         words[0] = words[0].replace(".venv/bin/python", str(ROOT / ".venv/bin/python"))
         smoke = ["--smoke"] if "benchmarks." in command else []
-        done = subprocess.run([*words, *smoke], cwd=ROOT, capture_output=True, text=True, check=False, timeout=280)
+        done = subprocess.run([*words, *smoke], cwd=ROOT, capture_output=True, text=True, check=False, timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
