@@ -32,7 +32,7 @@ findings: setup ## seeds, ablations, a real model: docs/findings.md; hours; resu
 	@$(BIN)/python -m benchmarks.findings $(ARGS)
 
 test: setup ## every test, WORKERS=2 at a time (0: one after another, in one process)
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+	@$(BIN)/python -m pytest -n $(WORKERS)
 
 lint: setup ## style, types, and which package may import which
 	@$(BIN)/ruff check .

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +21,6 @@ _DEFAULTS = {
 for _name, _value in _DEFAULTS.items():
     os.environ.setdefault(_name, _value)
 
-TESTS = Path(__file__).parent
 # Longest first, so that no worker is left alone with one at the end; what is not named follows in its own order.
 LONG = (
     "e2e",
@@ -44,18 +43,29 @@ LONG = (
 )
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist writes the groups into the tests' names
+def group_of(nodeid: str) -> str:
+    """What one worker runs alone: a file with its engines, or all of e2e, whose files look at one and the same run."""
+    place = nodeid.split("::")[0].removeprefix("tests/")
+    return "e2e" if place.startswith("e2e/") else place
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """``make test`` gives whole groups to its workers: a file with its engines, and e2e, which shares one run."""
-
-    def group(item: pytest.Item) -> str:
-        place = item.path.relative_to(TESTS)
-        return place.parts[0] if place.parts[0] == "e2e" else place.as_posix()
-
     def rank(item: pytest.Item) -> int:
-        name = group(item)
-        return LONG.index(name if name in LONG else name.split("/")[0])
+        group = group_of(item.nodeid)
+        return LONG.index(group if group in LONG else group.split("/")[0])
 
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(group(item)))
     items.sort(key=rank)
+
+
+# Not `--dist loadgroup`: xdist 3.8 writes groups into a private field that pytest 9.2 no longer has.
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With ``-n``, groups go to the workers in the order of ``LONG``."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Groups(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(nodeid)
+
+    config.option.loadscopereorder = False
+    return Groups(config, log)
