@@ -3,6 +3,7 @@ SHELL := /bin/sh
 BIN := .venv/bin
 PACKAGES := rlplatform actors rewards model pretrain
 SMOLLM2 := .cache/models/smollm2-135m-instruct
+WORKERS ?= 2
 # No telemetry from tools the project starts; no hub look-ups in tests.
 export RAY_USAGE_STATS_ENABLED ?= 0
 export VLLM_NO_USAGE_STATS ?= 1
@@ -30,8 +31,8 @@ recipe: setup ## the staged recipe in miniature: base, cold start, RL, fusion, g
 findings: setup ## seeds, ablations, a real model: docs/findings.md; hours; resumes (ARGS="--only budget")
 	@$(BIN)/python -m benchmarks.findings $(ARGS)
 
-test: setup ## every test
-	@$(BIN)/python -m pytest
+test: setup ## every test, WORKERS=2 at a time (0: one after another, in one process)
+	@$(BIN)/python -m pytest -n $(WORKERS)
 
 lint: setup ## style, types, and which package may import which
 	@$(BIN)/ruff check .

@@ -131,7 +131,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--rows", type=int, default=16, help="of 50 to 200 tokens, of the whole model")
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--smoke", action="store_true", help="a small shape, one repeat")
+    parser.add_argument("--smoke", action="store_true", help="a small shape, one repeat, the peak of one arm")
     parser.add_argument("--memory", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.smoke:
@@ -151,13 +151,14 @@ def main() -> None:
         for level, arms in ARMS.items():
             steps = {arm: build(level, arm, config, folder, rows=options.rows, tokens=tokens) for arm in arms}
             seconds = cpu_seconds(steps, options.repeats)
-            peaks = {arm: peak_mib(level, arm, folder) for arm in arms}
+            peaks = {arm: peak_mib(level, arm, folder) for arm in (arms[:1] if options.smoke else arms)}
             print(f"{level}: {tokens} tokens, {config.num_experts} experts, {config.num_experts_per_tok} a token")
             print(f"  {'':12}{'CPU ms':>8}{'tokens/s':>10}{'native / it':>13}{'goal':>6}{'peak MiB':>10}")
             for arm, spent in seconds.items():
                 speed, goal = spent / seconds["native"], GOALS.get(arm, "")
+                peak = f"{peaks[arm]:>10,.0f}" if arm in peaks else ""
                 print(
-                    f"  {arm:12}{spent * 1e3:>8.0f}{tokens / spent:>10,.0f}{speed:>13.2f}{goal:>6}{peaks[arm]:>10,.0f}",
+                    f"  {arm:12}{spent * 1e3:>8.0f}{tokens / spent:>10,.0f}{speed:>13.2f}{goal:>6}{peak}",
                     flush=True,
                 )
             results[level] = {"seconds": seconds, "peak_mib": peaks}

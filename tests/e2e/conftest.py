@@ -21,7 +21,7 @@ class Finished:
 
 
 def rlplatform(
-    *arguments: str, env: dict[str, str] | None = None, timeout: float = 280
+    *arguments: str, env: dict[str, str] | None = None, timeout: float = 500
 ) -> subprocess.CompletedProcess[str]:
     """Run the command line as a user does."""
     return subprocess.run(

@@ -144,8 +144,10 @@ def test_eval_command_gives_pass_at_1_and_pass_at_k_and_reads_its_config(smoke_d
         str(smoke_demo.folder / "data" / "test.jsonl"),
         "--out",
         str(tmp_path / "eval"),
+        "--reward",
+        "math",
         "-n",
-        "2",
+        "4",
         "data.limit=8",
         "sampling.max_new_tokens=32",
         "data.max_prompt_tokens=48",
@@ -154,7 +156,7 @@ def test_eval_command_gives_pass_at_1_and_pass_at_k_and_reads_its_config(smoke_d
     assert done.returncode == 0, done.stderr[-3000:]
     results = json.loads((tmp_path / "eval" / "results.json").read_text())
     assert results["problems"] == 8
-    assert {"accuracy", "pass_at_2", "greedy_accuracy", "accuracy_ci95", "sampling"} <= results.keys()
+    assert {"accuracy", "pass_at_2", "pass_at_4", "greedy_accuracy", "accuracy_ci95", "sampling"} <= results.keys()
     seen = reads(tracked)
     assert leaves(KINDS["eval"]) - seen == set()
 

@@ -16,7 +16,7 @@ from model.qwen3 import Qwen3
 from rlplatform.runs import RunFolder
 
 from .conftest import Finished, rlplatform
-from .test_rl_runs import write_config
+from .test_rl_runs import ONE_ENGINE, write_config
 
 pytestmark = pytest.mark.slow
 
@@ -67,7 +67,7 @@ def test_a_run_starts_in_parity_and_exports_what_it_trained(
         smoke_demo.folder / "data",
         num_steps=STEPS,
         optimizer={"lr": 1e-2 if lora else 1e-3},
-        rollout={"num_workers": 1, "cpus_per_worker": 0.5, "kv_cache_gib": 0.25},
+        rollout=ONE_ENGINE,
         learner={"num_workers": 2, "cpus_per_worker": 0.5, "zero_stage": 3 if lora else 2, "lora": lora},
         checkpoint={"every": 0},
     )

@@ -29,6 +29,10 @@ def letters(completions, **_):
 '''
 
 
+# Where the number of engines is not the matter: each takes ten seconds to start. The demo and the killed run have two.
+ONE_ENGINE = {"num_workers": 1, "cpus_per_worker": 0.5, "kv_cache_gib": 0.25}
+
+
 def write_config(folder: Path, model: Path, data: Path, **changes: Any) -> Path:
     (folder / "letters.py").write_text(REWARD)
     config: dict[str, Any] = {
@@ -68,6 +72,7 @@ def test_the_reward_rises_and_the_shuffled_control_does_not(smoke_demo: Finished
             num_steps=12,
             optimizer={"lr": 3e-3},
             checkpoint={"every": 0},
+            rollout=ONE_ENGINE,
         )
         done = rlplatform("run", str(config), f"reward.shuffle_control={shuffle}", f"publish.transport={transport}")
         assert done.returncode == 0, done.stderr[-3000:]
@@ -151,7 +156,7 @@ def test_a_reward_that_raises_at_once_starts_nothing(smoke_demo: Finished, tmp_p
 
 
 def test_a_reward_that_raises_stops_the_run_with_its_own_line(smoke_demo: Finished, tmp_path: Path) -> None:
-    config = write_config(tmp_path, smoke_demo.folder / "sft" / "model", smoke_demo.folder / "data")
+    config = write_config(tmp_path, smoke_demo.folder / "sft" / "model", smoke_demo.folder / "data", rollout=ONE_ENGINE)
     (tmp_path / "letters.py").write_text(RAISES.format(condition="'made up' in text"))
     done = rlplatform("run", str(config))
     assert done.returncode == 1, done.stderr

@@ -8,7 +8,7 @@ import sys
 
 def test_a_set_up_machine_passes_and_every_component_has_its_line() -> None:
     command = [sys.executable, "-m", "rlplatform", "doctor"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=500)
     assert result.returncode == 0, result.stdout + result.stderr
     lines = result.stdout.splitlines()
     for name in ("python", "packages", "torch", "vllm", "deepspeed", "ray", "sandbox", "shared memory", "disk"):

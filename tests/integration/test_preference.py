@@ -286,7 +286,7 @@ def test_the_synthetic_config_runs_and_every_key_is_read(tmp_path: Path) -> None
         env={**os.environ, ENV: str(tracked)},
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=500,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]

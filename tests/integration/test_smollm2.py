@@ -15,7 +15,7 @@ FOLDER = ROOT / ".cache" / "models" / "smollm2-135m-instruct"
 
 def convert() -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "scripts/convert_smollm2.py", str(FOLDER)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
 
 
 @pytest.fixture(scope="module")

@@ -53,7 +53,6 @@ def cluster() -> Iterator[None]:
     cluster.shutdown()
 
 
-@pytest.mark.timeout(300)
 def test_weights_cross_nodes_and_a_lost_worker_on_another_node_comes_back(cluster: None, tmp_path: Path) -> None:
     model = kit.make_model()
     path = kit.save(model, tmp_path / "initial")

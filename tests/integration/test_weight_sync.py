@@ -169,16 +169,18 @@ def cluster() -> Iterator[None]:
     ray.shutdown()
 
 
-def shared_memory() -> set[str]:
-    """vLLM's shared memory on this machine."""
-    return {path.name for path in Path("/dev/shm").glob("*") if path.name.startswith(("vllm_dist_", "psm_"))}
+def shared_memory(processes: list[psutil.Process]) -> set[str]:
+    """vLLM's segments that these processes hold: other tests may run beside this one and hold their own."""
+    held = {Path(mapped.path) for process in processes for mapped in process.memory_maps()}
+    return {
+        str(path) for path in held if path.parent == Path("/dev/shm") and path.name.startswith(("vllm_dist_", "psm_"))
+    }
 
 
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory) -> Iterator[dict[str, Case]]:
     """Started side by side: two engines; one engine over two ranks with experts that it pads and a head of its own,
     one of its layers dense; one with experts and a tied head."""
-    before = shared_memory()
     tied, untied, moe = kit.make_model(), kit.make_model(tied=False, experts=48), kit.make_model(experts=64)
     with ThreadPoolExecutor(3) as pool:
         futures = {
@@ -190,11 +192,13 @@ def cases(tmp_path_factory) -> Iterator[dict[str, Case]]:
     yield started
     ranks = psutil.Process(started["untied"].fleet.workers.incarnation(0).pid).children(recursive=True)
     assert len(ranks) >= 2
+    segments = shared_memory(ranks)
+    assert segments
     for case in started.values():
         case.fleet.close()
     _, alive = psutil.wait_procs(ranks, timeout=10)
     assert alive == []
-    assert shared_memory() <= before
+    assert [path for path in sorted(segments) if Path(path).exists()] == []
 
 
 @pytest.fixture

@@ -432,8 +432,8 @@ def f(x):
 
 def test_the_time_of_all_tests_is_bounded():
     started = time.monotonic()
-    found = verdict("def f(x):\n    while 1: pass", *[CALL] * 10, settings=Settings(timeout_s=0.4, total_s=1.0))
-    assert time.monotonic() - started < 5
+    found = verdict("def f(x):\n    while 1: pass", *[CALL] * 40, settings=Settings(timeout_s=0.4, total_s=1.0))
+    assert time.monotonic() - started < 12  # one after another they would take 16 s
     assert (found.score, found.status) == (0.0, OK)
 
 
