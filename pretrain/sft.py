@@ -58,12 +58,16 @@ def run_sft(
     """
     began = time.perf_counter()
     folder, tokenizer = prepare(config)
-    limits: dict[str, Any] = {"completion": config.completion, "max_tokens": config.max_tokens}
-    examples, dropped = load_examples(config.data, tokenizer, rows=rows, **limits)
+    reading: dict[str, Any] = {
+        "completion": config.completion,
+        "history": config.history,
+        "max_tokens": config.max_tokens,
+    }
+    examples, dropped = load_examples(config.data, tokenizer, rows=rows, **reading)
     write_dropped(folder, dropped, num_kept=len(examples), why=f"are longer than {config.max_tokens} tokens")
     heldout = None
     if heldout_rows is not None:
-        heldout, _ = load_examples(config.data, tokenizer, rows=heldout_rows, **limits)
+        heldout, _ = load_examples(config.data, tokenizer, rows=heldout_rows, **reading)
     trained = fit(
         sft_worker,
         config,

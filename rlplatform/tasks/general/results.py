@@ -8,12 +8,12 @@ print(comparison(before, after))
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rlplatform.datafiles import read_jsonl
 from rlplatform.tasks.general.task import Row
 
 _FULL = 1.0 - 1e-6
@@ -30,8 +30,7 @@ class TaskResult:
 
 def read_rows_of(path: str | Path) -> list[Row]:
     """The rows of a split's JSONL file, in order."""
-    with open(path, encoding="utf-8") as file:
-        return [json.loads(line) for line in file if line.strip()]
+    return [row for _, row in read_jsonl(Path(path))]
 
 
 def per_task(rows: Sequence[Row], records: Iterable[Mapping[str, Any]]) -> dict[str, TaskResult]:
