@@ -9,22 +9,21 @@ them. One denominator a step, whatever the ranks and micro-batches.
 from __future__ import annotations
 
 import json
-import logging
 import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from model.moe import RouterRecord
 from pretrain.examples import Examples
+from pretrain.setup import StepConfig
 from pretrain.step import count_experts, plan_steps, rank_micro_batches
 from pretrain.train import drop_metrics_after, load_checkpoint, save_checkpoint
-from rlplatform.config import ConfigError, PreferenceConfig, SFTConfig
-from rlplatform.runs import RunFolder, write_atomically
+from rlplatform.config import ConfigError
+from rlplatform.runs import RunFolder
 
 if TYPE_CHECKING:
     import torch
@@ -32,11 +31,8 @@ if TYPE_CHECKING:
     from actors.engine import TrainEngine
     from model.balance import RouterStep
 
-LOGGER = logging.getLogger(__name__)
-DROPPED_ROWS = "dropped_rows.jsonl"
 SKIPPED_STEPS = "skipped_steps.jsonl"  # the row ids of steps whose gradient was not finite
 STOP_WINDOW = 20  # steps that ``stop`` is shown
-StepConfig = SFTConfig | PreferenceConfig
 
 
 class Objective(Protocol):
@@ -211,24 +207,3 @@ def export(engine: TrainEngine, folder: RunFolder) -> None:
         shutil.rmtree(folder.model, ignore_errors=True)
         os.replace(temporary, folder.model)
     dist.barrier()
-
-
-# --- in the driver --------------------------------------------------------------------------------------------------
-
-
-def write_dropped(folder: RunFolder, dropped: Sequence[Mapping[str, Any]], *, num_kept: int, why: str) -> None:
-    """``dropped_rows.jsonl``, and one line in the log where there are any."""
-    write_atomically(folder.path / DROPPED_ROWS, "".join(json.dumps(row) + "\n" for row in dropped))
-    if dropped:
-        LOGGER.warning(
-            "%d of %d rows %s and are left out; see %s",
-            len(dropped),
-            num_kept + len(dropped),
-            why,
-            folder.path / DROPPED_ROWS,
-        )
-
-
-def absolute(path: str) -> str:
-    """A worker's working directory is not the driver's; a hub id stays what it is."""
-    return str(Path(path).resolve()) if Path(path).is_dir() else path

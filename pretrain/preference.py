@@ -10,40 +10,28 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from model.moe import RouterRecord
 from pretrain.examples import Examples
-from pretrain.loop import absolute, export, my_micro_batches, train_steps, write_dropped
+from pretrain.loop import export, my_micro_batches, train_steps
 from pretrain.preference_data import PairColumns, Pairs, held_out, load_pairs
 from pretrain.preference_step import members, micro_batch_pair_loss, pair_scores
-from pretrain.train import run_on_ray_train
-from rlplatform.config import ConfigError, PreferenceConfig
-from rlplatform.data import DataError
+from pretrain.setup import TrainingResult, engine_for, fit, model_options, prepare, received, write_dropped
+from rlplatform.config import PreferenceConfig
+from rlplatform.datafiles import DataError
 from rlplatform.preference_report import pair_report, write_report
 from rlplatform.preference_text import RewardText
-from rlplatform.runs import RunFolder
-from rlplatform.servable import check_positions, tokenizer_of
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
     from actors.engine import TrainEngine
-
-GET_TIMEOUT_S = 300.0  # pairs, from Ray's object store
-
-
-@dataclass(frozen=True)
-class PreferenceResult:
-    model: Path  # the exported Hugging Face folder
-    metrics_file: Path
-    summary: Mapping[str, Any] = field(default_factory=dict)  # rows, dropped_rows, steps, heldout (pair_report), ...
 
 
 def run_preference(
@@ -52,7 +40,7 @@ def run_preference(
     rows: Iterable[Mapping[str, Any]] | None = None,
     heldout_rows: Iterable[Mapping[str, Any]] | None = None,
     progress: Callable[[dict[str, Any]], None] | None = None,
-) -> PreferenceResult:
+) -> TrainingResult:
     """Train a scalar head and the backbone ``config.model.path``, or go on with a reward model that is there.
 
     Per-step metrics: ``loss`` (nats a pair, with margin and centring), ``preference/...``, those of supervised
@@ -66,31 +54,11 @@ def run_preference(
         RunStopped: too many steps in a row with a gradient that is not finite.
         TrainingError: more worker failures than ``config.max_failures``.
     """
-    import ray
-
     began = time.perf_counter()
-    if not config.model.path:
-        raise ConfigError("model.path: expected a Hugging Face folder or hub id to train, got nothing")
-    check_positions(config.model.path, config.model)
-    folder = RunFolder(config.run_dir)
-    folder.path.mkdir(parents=True, exist_ok=True)
-    tokenizer = tokenizer_of(config.model.path, trust_remote_code=config.model.trust_remote_code)
+    folder, tokenizer = prepare(config)
     pairs, heldout, dropped = both_splits(config, tokenizer, rows, heldout_rows)
     write_dropped(folder, dropped, num_kept=len(pairs), why=f"are equal or longer than {config.max_tokens} tokens")
-    trained = run_on_ray_train(
-        preference_worker,
-        {
-            "config": config,
-            "folder": str(folder.path.resolve()),
-            "model_path": absolute(config.model.path),
-            "pairs": ray.put(pairs),
-            "heldout": None if heldout is None else ray.put(heldout),
-        },
-        folder=folder,
-        learner=config.learner,
-        max_failures=config.max_failures,
-        progress=progress,
-    )
+    trained = fit(preference_worker, config, folder, rows=pairs, heldout=heldout, progress=progress)
     scores = np.array(trained.pop("scores"), dtype=np.float64)
     summary = {"rows": len(pairs), "dropped_rows": len(dropped), **trained}
     if heldout is not None:
@@ -99,7 +67,7 @@ def run_preference(
         write_report(folder, summary["heldout"], scores, tokens)
     summary["seconds"] = round(time.perf_counter() - began, 1)
     folder.save_json("results.json", summary)
-    return PreferenceResult(folder.model, folder.metrics_file, summary)
+    return TrainingResult(folder.model, folder.metrics_file, summary)
 
 
 def text_of(config: PreferenceConfig) -> RewardText:
@@ -145,35 +113,20 @@ def both_splits(
 
 def preference_worker(settings: dict[str, Any]) -> dict[str, Any]:
     """Build the engine, continue where a checkpoint stands, train, score the held-out pairs, export."""
-    import ray
     import ray.train
 
-    from actors.engine import TrainEngine
     from model.reward_head import load_reward_model
 
     config: PreferenceConfig = settings["config"]
-    folder = RunFolder(settings["folder"])
-    pairs: Pairs = ray.get(settings["pairs"], timeout=GET_TIMEOUT_S)
-    heldout: Pairs | None = settings["heldout"] and ray.get(settings["heldout"], timeout=GET_TIMEOUT_S)
+    folder, pairs, heldout = received(settings)
     model = load_reward_model(
         settings["model_path"],
-        dtype=config.model.dtype,
-        activation_checkpointing=config.learner.activation_checkpointing,
-        trust_remote_code=config.model.trust_remote_code,
-        rope=config.model.rope,
+        **model_options(config),
         bias=config.bias,
         seed=config.seed,
         settings=asdict(text_of(config)),
     )
-    engine = TrainEngine(
-        model,
-        config.optimizer,
-        config.learner,
-        dtype=config.model.dtype,
-        num_optimizer_steps=config.num_steps,
-        policy=model,
-        seed=config.seed,
-    )
+    engine = engine_for(model, config, policy=model)
     measured = None if heldout is None else partial(measure, engine, Comparison(heldout, config.centring), config)
     row = train_steps(
         engine,

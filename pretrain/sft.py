@@ -10,42 +10,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from model.moe import RouterRecord
 from pretrain.examples import Examples, load_examples
-from pretrain.loop import (
-    STOP_WINDOW,
-    absolute,
-    export,
-    my_micro_batches,
-    sum_over_ranks,
-    train_steps,
-    write_dropped,
-)
+from pretrain.loop import STOP_WINDOW, export, my_micro_batches, sum_over_ranks, train_steps
+from pretrain.setup import TrainingResult, engine_for, fit, model_options, prepare, received, write_dropped
 from pretrain.step import micro_batch_loss
-from pretrain.train import run_on_ray_train
-from rlplatform.config import ConfigError, SFTConfig
-from rlplatform.runs import RunFolder
-from rlplatform.servable import check_positions, tokenizer_of
+from rlplatform.config import SFTConfig
 
 if TYPE_CHECKING:
     import torch
 
     from actors.engine import TrainEngine
-
-GET_TIMEOUT_S = 300.0  # examples, from Ray's object store
-
-
-@dataclass(frozen=True)
-class SFTResult:
-    model: Path  # the exported Hugging Face folder
-    metrics_file: Path
-    summary: Mapping[str, Any] = field(default_factory=dict)  # rows, dropped, steps, loss, heldout_loss, seconds, ...
 
 
 def run_sft(
@@ -55,7 +35,7 @@ def run_sft(
     heldout_rows: Iterable[Mapping[str, Any]] | None = None,
     stop_at_probability: float = 0.0,
     progress: Callable[[dict[str, Any]], None] | None = None,
-) -> SFTResult:
+) -> TrainingResult:
     """Train ``config.model.path`` on the dataset of ``config.data``, or on ``rows`` of the same columns.
 
     Per-step metrics go to ``metrics.jsonl`` in ``config.run_dir``: ``step`` (1 after the first optimiser step),
@@ -76,35 +56,26 @@ def run_sft(
         RunStopped: too many steps in a row with a gradient that is not finite.
         TrainingError: more worker failures than ``config.max_failures``.
     """
-    import ray
-
     began = time.perf_counter()
-    if not config.model.path:
-        raise ConfigError("model.path: expected a Hugging Face folder or hub id to train, got nothing")
-    check_positions(config.model.path, config.model)
-    folder = RunFolder(config.run_dir)
-    folder.path.mkdir(parents=True, exist_ok=True)
-    tokenizer = tokenizer_of(config.model.path, trust_remote_code=config.model.trust_remote_code)
-    limits: dict[str, Any] = {"completion": config.completion, "max_tokens": config.max_tokens}
-    examples, dropped = load_examples(config.data, tokenizer, rows=rows, **limits)
+    folder, tokenizer = prepare(config)
+    reading: dict[str, Any] = {
+        "completion": config.completion,
+        "history": config.history,
+        "max_tokens": config.max_tokens,
+    }
+    examples, dropped = load_examples(config.data, tokenizer, rows=rows, **reading)
     write_dropped(folder, dropped, num_kept=len(examples), why=f"are longer than {config.max_tokens} tokens")
     heldout = None
     if heldout_rows is not None:
-        heldout, _ = load_examples(config.data, tokenizer, rows=heldout_rows, **limits)
-    trained = run_on_ray_train(
+        heldout, _ = load_examples(config.data, tokenizer, rows=heldout_rows, **reading)
+    trained = fit(
         sft_worker,
-        {
-            "config": config,
-            "folder": str(folder.path.resolve()),
-            "model_path": absolute(config.model.path),
-            "examples": ray.put(examples),
-            "heldout": None if heldout is None else ray.put(heldout),
-            "stop_at_probability": stop_at_probability,
-        },
-        folder=folder,
-        learner=config.learner,
-        max_failures=config.max_failures,
+        config,
+        folder,
+        rows=examples,
+        heldout=heldout,
         progress=progress,
+        stop_at_probability=stop_at_probability,
     )
     summary = {
         "rows": len(examples),
@@ -113,7 +84,7 @@ def run_sft(
         "seconds": round(time.perf_counter() - began, 1),
     }
     folder.save_json("summary.json", summary)
-    return SFTResult(folder.model, folder.metrics_file, summary)
+    return TrainingResult(folder.model, folder.metrics_file, summary)
 
 
 # --- on every rank --------------------------------------------------------------------------------------------------
@@ -121,31 +92,14 @@ def run_sft(
 
 def sft_worker(settings: dict[str, Any]) -> dict[str, Any]:
     """Build the engine, continue where a checkpoint stands, train, measure, export."""
-    import ray
     import ray.train
 
-    from actors.engine import TrainEngine
     from model.hf import load_policy
     from model.logprobs import TokenScorer
 
     config: SFTConfig = settings["config"]
-    folder = RunFolder(settings["folder"])
-    examples: Examples = ray.get(settings["examples"], timeout=GET_TIMEOUT_S)
-    policy = load_policy(
-        settings["model_path"],
-        dtype=config.model.dtype,
-        activation_checkpointing=config.learner.activation_checkpointing,
-        trust_remote_code=config.model.trust_remote_code,
-        rope=config.model.rope,
-    )
-    engine = TrainEngine(
-        TokenScorer(policy),
-        config.optimizer,
-        config.learner,
-        dtype=config.model.dtype,
-        num_optimizer_steps=config.num_steps,
-        seed=config.seed,
-    )
+    folder, examples, heldout = received(settings)
+    engine = engine_for(TokenScorer(load_policy(settings["model_path"], **model_options(config))), config)
     threshold: float = settings["stop_at_probability"]
 
     def able(recent: Sequence[float]) -> bool:
@@ -159,8 +113,7 @@ def sft_worker(settings: dict[str, Any]) -> dict[str, Any]:
         "target_probability": row["target_probability"],
         "skipped_steps": engine.num_skipped,
     }
-    if settings["heldout"] is not None:
-        heldout = ray.get(settings["heldout"], timeout=GET_TIMEOUT_S)
+    if heldout is not None:
         summary |= {
             f"heldout_{name}": value
             for name, value in measure(engine, NextToken(heldout, chunk_tokens), config).items()

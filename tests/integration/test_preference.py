@@ -22,7 +22,8 @@ from actors.preference_worker import PreferenceWorker
 from model.init import init_model
 from model.reward_head import weights_hash
 from model.tokenizer import train_bpe
-from pretrain.preference import PreferenceResult, run_preference
+from pretrain.preference import run_preference
+from pretrain.setup import TrainingResult
 from rlplatform.config import (
     CheckpointConfig,
     ConfigError,
@@ -81,23 +82,23 @@ def preference_config(policy: Path, run_dir: Path, **changes: Any) -> Preference
     return replace(config, **changes)
 
 
-def learn(rule: Any, policy: Path, run_dir: Path, **changes: Any) -> PreferenceResult:
+def learn(rule: Any, policy: Path, run_dir: Path, **changes: Any) -> TrainingResult:
     splits = pairs(0, rule=rule, num_train=1024, num_test=300)
     config = preference_config(policy, run_dir, **changes)
     return run_preference(config, rows=splits["train"], heldout_rows=splits["test"])
 
 
 @pytest.fixture(scope="module")
-def shorter(_ray, policy: Path, tmp_path_factory: pytest.TempPathFactory) -> PreferenceResult:
+def shorter(_ray, policy: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainingResult:
     return learn("shorter", policy, tmp_path_factory.mktemp("shorter"))
 
 
 @pytest.fixture(scope="module")
-def polite(_ray, policy: Path, tmp_path_factory: pytest.TempPathFactory) -> PreferenceResult:
+def polite(_ray, policy: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainingResult:
     return learn("polite", policy, tmp_path_factory.mktemp("polite"), evaluate_every=30)
 
 
-def test_shorter_is_learned_and_the_report_says_what_explains_it(shorter: PreferenceResult) -> None:
+def test_shorter_is_learned_and_the_report_says_what_explains_it(shorter: TrainingResult) -> None:
     heldout = shorter.summary["heldout"]
     assert heldout["pairs"] == 300
     assert heldout["accuracy"] >= 0.95
@@ -107,7 +108,7 @@ def test_shorter_is_learned_and_the_report_says_what_explains_it(shorter: Prefer
     assert abs(heldout["score_mean"]) < 3
 
 
-def test_polite_is_learned_whatever_the_lengths(polite: PreferenceResult) -> None:
+def test_polite_is_learned_whatever_the_lengths(polite: TrainingResult) -> None:
     heldout = polite.summary["heldout"]
     assert heldout["accuracy"] >= 0.95
     length = heldout["length"]
@@ -119,7 +120,7 @@ def test_polite_is_learned_whatever_the_lengths(polite: PreferenceResult) -> Non
     assert rows[0]["pairs"] > 10
 
 
-def test_the_exported_folder_gives_the_scores_that_the_engine_gave(polite: PreferenceResult) -> None:
+def test_the_exported_folder_gives_the_scores_that_the_engine_gave(polite: TrainingResult) -> None:
     splits = pairs(0, rule="polite", num_train=1024, num_test=300)
     prompts = [row["prompt"] for row in splits["test"] for _ in range(2)]
     answers = [row[name] for row in splits["test"] for name in ("chosen", "rejected")]
@@ -132,7 +133,7 @@ def test_the_exported_folder_gives_the_scores_that_the_engine_gave(polite: Prefe
 
 
 @pytest.mark.usefixtures("_ray")
-def test_an_actor_scores_as_the_plain_function_does(polite: PreferenceResult) -> None:
+def test_an_actor_scores_as_the_plain_function_does(polite: TrainingResult) -> None:
     rows = pairs(5, rule="polite", num_train=12, num_test=1)["train"]
     prompts = [[{"role": "user", "content": row["prompt"]}] for row in rows for _ in range(2)]
     answers = [[{"role": "assistant", "content": row[name]}] for row in rows for name in ("chosen", "rejected")]
@@ -167,7 +168,7 @@ def test_an_actor_scores_as_the_plain_function_does(polite: PreferenceResult) ->
 
 
 @pytest.mark.usefixtures("_ray")
-def test_the_reward_service_starts_the_actors_itself(polite: PreferenceResult) -> None:
+def test_the_reward_service_starts_the_actors_itself(polite: TrainingResult) -> None:
     """The same scores through the service, whole groups, and the model's hash among the versions of the graders."""
     from actors.reward_service import RewardService
     from rlplatform.config import RewardConfig
@@ -215,9 +216,9 @@ class Small:
     """A run with experts on one rank, and how to run it again otherwise."""
 
     config: PreferenceConfig
-    result: PreferenceResult
+    result: TrainingResult
 
-    def again(self, run_dir: Path, **changes: Any) -> PreferenceResult:
+    def again(self, run_dir: Path, **changes: Any) -> TrainingResult:
         splits = pairs(2, num_train=80, num_test=8)
         config = replace(self.config, run_dir=str(run_dir), **changes)
         return run_preference(config, rows=splits["train"], heldout_rows=splits["test"])
@@ -243,7 +244,7 @@ def small(_ray, policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Small
 def test_neither_ranks_nor_zero_3_nor_micro_batches_change_the_steps(small: Small, tmp_path: Path) -> None:
     """Losses of the routers included: they count over the whole step."""
 
-    def numbers(result: PreferenceResult) -> list[float]:
+    def numbers(result: TrainingResult) -> list[float]:
         rows = RunFolder(result.model.parent).read_metrics()
         steps = [row[k] for row in rows[:4] for k in ("loss", "optimizer/grad_norm", "router/balance_loss")]
         return [*steps, rows[2]["eval/pair_loss"], rows[2]["eval/pair_margin"]]
@@ -257,7 +258,7 @@ def test_a_run_in_two_parts_ends_as_the_whole_one(small: Small, tmp_path: Path) 
     small.again(tmp_path, num_steps=5)
     result = small.again(tmp_path, num_steps=8)
 
-    def comparable(result: PreferenceResult) -> list[dict]:
+    def comparable(result: TrainingResult) -> list[dict]:
         rows = RunFolder(result.model.parent).read_metrics()
         return [{key: value for key, value in row.items() if key not in TIMING} for row in rows]
 

@@ -17,7 +17,8 @@ import torch
 from model.init import init_model
 from model.tokenizer import chat_texts, train_bpe
 from pretrain.examples import load_examples
-from pretrain.sft import SFTResult, run_sft
+from pretrain.setup import TrainingResult
+from pretrain.sft import run_sft
 from pretrain.step import plan_steps
 from pretrain.train import TrainingError
 from rlplatform.config import (
@@ -84,7 +85,7 @@ def sft_config(model: Path, run_dir: Path) -> SFTConfig:
 
 
 @pytest.fixture(scope="module")
-def run(_ray, model: Path, data, tmp_path_factory: pytest.TempPathFactory) -> tuple[SFTResult, list[dict]]:
+def run(_ray, model: Path, data, tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainingResult, list[dict]]:
     """The uninterrupted run, and what its progress callback was given."""
     shown: list[dict] = []
     config = sft_config(model, tmp_path_factory.mktemp("sft"))
@@ -92,7 +93,7 @@ def run(_ray, model: Path, data, tmp_path_factory: pytest.TempPathFactory) -> tu
     return result, shown
 
 
-def metrics_of(result: SFTResult) -> list[dict]:
+def metrics_of(result: TrainingResult) -> list[dict]:
     return RunFolder(result.model.parent).read_metrics()
 
 
@@ -115,7 +116,7 @@ def plain_loss(folder: Path, data: list[dict], rows: np.ndarray | None = None) -
     return total / count
 
 
-def test_it_learns_and_reports_every_step_once(run: tuple[SFTResult, list[dict]]) -> None:
+def test_it_learns_and_reports_every_step_once(run: tuple[TrainingResult, list[dict]]) -> None:
     result, shown = run
     rows = metrics_of(result)
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1)) == [row["step"] for row in shown]

@@ -6,7 +6,6 @@ python -m rlplatform.tasks.general.results RUN PAGE    and into PAGE, between th
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rlplatform.datafiles import read_jsonl
 from rlplatform.runs import RunFolder
 from rlplatform.tasks.general.task import Row
 
@@ -32,8 +32,7 @@ class TaskResult:
 
 def read_rows_of(path: str | Path) -> list[Row]:
     """The rows of a split's JSONL file, in order."""
-    with open(path, encoding="utf-8") as file:
-        return [json.loads(line) for line in file if line.strip()]
+    return [row for _, row in read_jsonl(Path(path))]
 
 
 def per_task(rows: Sequence[Row], records: Iterable[Mapping[str, Any]]) -> dict[str, TaskResult]:
