@@ -10,6 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import yaml
 
@@ -383,9 +384,93 @@ def test_results_task_by_task(tmp_path: Path) -> None:
         "| a | – | 25.0% | – | 0.375 |",
         "| b | – | 100.0% | – | 1.000 |",
     ]
+    before = {"a": results.TaskResult(4, 0.125, 0.0), "c": results.TaskResult(4, 0.5, 0.5)}
+    assert results.comparison(before, {**found, "c": results.TaskResult(4, 1.0, 1.0)}, {"a": 0.5}).splitlines()[2:] == [
+        "| a | 0.0% | 25.0% | 0.125 | 0.375 | 50% |",
+        "| c | 50.0% | 100.0% | 0.500 | 1.000 | 0% |",
+        "| b | – | 100.0% | – | 1.000 | 0% |",
+        "| **mean of 2 tasks** | 25.0% | 62.5% | 0.312 | 0.688 | 25% |",
+    ]
     for wrong in ("test-4", "x"):
         with pytest.raises(ValueError, match="from SPLIT-0 to SPLIT-3"):
             results.per_task(rows, [{"prompt_id": wrong, "reward": 1.0}])
+
+
+def test_groups_that_differ() -> None:
+    rows = [{"task": "a"}, {"task": "b"}]
+    groups = [  # (step, index, row, rewards)
+        (0, 0, 0, [0.2, 0.2]),
+        (0, 1, 0, [0.2, 1.0]),
+        (1, 0, 0, [0.2, None]),
+        (1, 1, 0, [float("nan"), None]),
+        (1, 2, 1, [0.0, 0.2, None]),
+    ]
+    records = [
+        {"step": step, "index": index, "prompt_id": f"train-{row}", "reward": reward}
+        for step, index, row, rewards in groups
+        for reward in rewards
+    ]
+    assert results.differing(rows, records) == {"a": 0.25, "b": 1.0}
+
+
+def test_the_table_of_a_run_goes_into_a_page(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    for split in ("test", "train"):
+        (tmp_path / "data" / f"{split}.jsonl").write_text('{"task": "marks"}\n{"task": "table"}\n')
+    for kind, split, step, scores in (
+        ("eval", "test", 0, [0.2, 0.2]),
+        ("eval", "test", 2, [0.2, 1.0]),
+        ("eval", "test", 4, [1.0, 0.2]),  # the last counts, not the best
+        ("rollouts", "train", 0, [0.2, 0.2, 1.0, 1.0]),
+    ):
+        frame = pd.DataFrame(
+            {
+                "step": step,
+                "index": [0, 1, 0, 1][: len(scores)],
+                "prompt_id": [f"{split}-0", f"{split}-1"] * (len(scores) // 2),
+                "reward": scores,
+            }
+        )
+        folder = tmp_path / "rl" / kind
+        folder.mkdir(parents=True, exist_ok=True)
+        frame.to_parquet(folder / f"step-{step:06d}.parquet")
+    table = results.table_of_run(tmp_path)
+    assert table.splitlines()[2:] == [  # as the suite has them
+        "| marks | 0.0% | 100.0% | 0.200 | 1.000 | 100% |",
+        "| table | 0.0% | 0.0% | 0.200 | 0.200 | 100% |",
+        "| **mean of 2 tasks** | 0.0% | 50.0% | 0.200 | 0.600 | 100% |",
+    ]
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{results.BEGIN}\nold\n{results.END}\nafter\n")
+    for _ in range(2):
+        results.write_into(page, table)
+        assert page.read_text() == f"before\n{results.BEGIN}\n\n{table}\n\n{results.END}\nafter\n"
+    page.write_text(results.END + results.BEGIN)
+    with pytest.raises(ValueError, match="expected one <!-- measured -->"):
+        results.write_into(page, table)
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ("SECTION 1\nThe hat is red.\nSECTION 2\nThe box is blue.", 1.0),
+        ("SECTION 1\nThe hat is red.\nSECTION 2\nThe box is blue.\nSECTION 3\nThe end is near.", 0.6),
+        ("SECTION 2\nThe box is blue.\nSECTION 1\nThe hat is red.", 0.6),  # both are there, neither in order
+        ("The hat is red. SECTION 1 The box is blue. SECTION 2", 0.4),  # no lines of their own; the things in order
+        ("The box and the hat are red.", 0.2),
+    ],
+)
+def test_sections_are_numbered_and_in_order(said: str, expected: float) -> None:
+    columns: Row = {
+        "task": ["sections"],
+        "thinking": [False],
+        "instruction_id_list": [["detectable_format:multiple_sections"]],
+        "kwargs": [[{"section_spliter": "SECTION", "num_sections": 2}]],
+        "checklist": [[{"order": ["hat", "box"]}, {"order": ["SECTION 1", "hat", "SECTION 2", "box"]}]],
+    }
+    with RewardPool(reward_functions(["sections"]), 1, 20.0) as pool:
+        verdict = pool.score(["Write 2 sections /no_think"], [said], columns)[0]
+    assert verdict.score == pytest.approx(expected), verdict
 
 
 # --- what is written down -------------------------------------------------------------------------------------------

@@ -157,12 +157,9 @@ def sections(rng: random.Random, level: int) -> Example:
         answer="\n".join(texts),
         wrong="\n".join(reversed(texts[:-1])) or texts[0],
         columns={
-            "checklist": [
-                *({"says": [mark]} for mark in marks),
-                {"order": about},
-                {"order": inside},
-                {"avoids": [f"SECTION {len(about) + 1}"]},
-            ]
+            "instruction_id_list": ["detectable_format:multiple_sections"],
+            "kwargs": [{"section_spliter": "SECTION", "num_sections": len(about)}],
+            "checklist": [{"order": about}, {"order": inside}],
         },
     )
 
@@ -202,7 +199,7 @@ TASKS = (
         "instruction",
         "rule",
         "numbered sections in a given order",
-        {**FORMAT, "checklist": part(CHECKLIST, 0.8)},
+        {**FORMAT, "numbered": part("instruction", 0.4), "in_order": part(CHECKLIST, 0.4)},
         sections,
     ),
 )
