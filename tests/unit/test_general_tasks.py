@@ -480,6 +480,12 @@ def test_the_page_holds_the_table() -> None:
     assert f"\n{page.table()}\n" in (ROOT / "docs" / "general_rl.md").read_text()
 
 
+def test_the_page_has_a_measurement_of_every_task() -> None:
+    measured = (ROOT / "docs" / "general_rl.md").read_text().partition(results.BEGIN)[2].partition(results.END)[0]
+    names = [line.split("|")[1].strip() for line in measured.splitlines() if line.startswith("|")]
+    assert names == ["task", "---", *TASKS, f"**mean of {len(TASKS)} tasks**"]
+
+
 def test_the_config_has_the_reward_of_every_task() -> None:
     written = yaml.safe_load((ROOT / "configs" / "rl" / "general.yaml").read_text())
     assert written["stages"]["rl"]["reward"]["functions"] == reward_functions()
