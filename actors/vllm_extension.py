@@ -29,9 +29,11 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, 
 
 from actors import transports
 from actors.payload import PublishReport, WeightManifest, corrupted, unflatten
+from actors.vllm_generators import keep_generators
 
 # Warns on every reload of modules that have no weights of their own; ``verify`` says which tensor is wrong.
 logging.getLogger("vllm.model_executor.model_loader.reload.layerwise").setLevel(logging.ERROR)
+keep_generators()  # vLLM imports this module in every process that holds a part of an engine
 
 PROBE_COLUMNS = 7  # columns of each matrix that a cheap verification compares exactly; they rotate
 CHUNK_COLUMNS = 256  # columns that a full verification unpacks at a time

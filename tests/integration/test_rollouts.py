@@ -37,7 +37,7 @@ def setup(tmp_path_factory) -> Iterator[Setup]:
     fleet = RolloutFleet(
         path,
         ModelConfig(path=path),
-        RolloutConfig(num_workers=2, max_num_seqs=64, kv_cache_gib=0.25),
+        RolloutConfig(num_workers=2, max_num_seqs=64, kv_cache_gib=0.25, max_batched_tokens=256),
         NEUTRAL,
         MAX_MODEL_LEN,
         seed=0,
@@ -75,6 +75,15 @@ def test_groups_come_back_whole_and_in_their_place(groups: list[RolloutGroup]) -
         assert rollout.loss_mask.all()
         assert (rollout.policy_version == 0).all()
         assert (rollout.finish == FINISH_LENGTH) == (len(rollout) == 48 and rollout.token_ids[-1] not in (1, 3, 5, 7))
+
+
+def test_prompts_that_are_computed_in_parts_sample_what_they_sample_alone(setup: Setup) -> None:
+    """110 tokens each and 256 a step: every third prompt is cut, and a token is sampled and thrown away for it."""
+    asked = kit.requests(12, 2, length=110, run_seed=5)
+    together = setup.fleet.generate(asked)
+    alone = [setup.fleet.generate([request])[0] for request in asked]
+    assert [tokens(group) for group in together] == [tokens(group) for group in alone]
+    assert setup.fleet.metrics()["generate/restarts"] == 0
 
 
 def test_logprobs_are_those_of_the_model_itself(setup: Setup, groups: list[RolloutGroup]) -> None:
