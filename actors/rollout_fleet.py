@@ -182,9 +182,11 @@ class RolloutFleet:
                 results[place] = values
         return [results[i] for i in range(len(rows))]
 
-    def effective_sampling(self) -> dict[str, Any]:
+    def effective_sampling(self, sampling: SamplingParams | None = None) -> dict[str, Any]:
         """What the engine really uses, whatever the model folder's generation_config says."""
-        return self.workers.call(self.workers.live_workers[0], RolloutWorker.effective_sampling, self.sampling)
+        return self.workers.call(
+            self.workers.live_workers[0], RolloutWorker.effective_sampling, sampling or self.sampling
+        )
 
     def close(self) -> None:
         self.workers.close()

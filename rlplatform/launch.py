@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rlplatform import checkpoint
-from rlplatform.config import DataConfig, EnvironmentConfig, EvalConfig, RLConfig, SampleConfig, SamplingConfig
+from rlplatform.config import DataConfig, EvalConfig, RLConfig, SampleConfig, SamplingConfig
 from rlplatform.configfile import to_dict
 from rlplatform.data import PromptSet, load_prompts, prompt_stream
 from rlplatform.environment import prepare
@@ -32,6 +32,7 @@ from rlplatform.types import Metrics, Prompt, RolloutGroup, SamplingParams, Scor
 if TYPE_CHECKING:
     from actors.reward_service import RewardService
     from actors.rollout_fleet import RolloutFleet
+    from rlplatform.recorded import Recorded
 
 LOGGER = logging.getLogger(__name__)
 
@@ -136,8 +137,8 @@ class ShuffledRewards:
 def evaluator(
     prompts: Sequence[Prompt],
     *,
-    fleet: RolloutFleet,
-    service: RewardService,
+    fleet: RolloutFleet | Recorded,
+    service: RewardService | Recorded,
     sampling: SamplingParams,
     num_samples: int,
     metric: str,
@@ -307,14 +308,10 @@ def graded_prompts(config: EvalConfig | SampleConfig, folder: RunFolder, label: 
         tokenizer = tokenizer_of(config.model.path, trust_remote_code=config.model.trust_remote_code)
         check_servable(config.model.path, config.model, config.max_model_len)
         prompts = prompts_of(config.data, tokenizer, folder, label).prompts
-        check_environment(_environment(config), prompts)
+        check_environment(config.environment, prompts)
         check_columns(config.reward, prompts)
         rewards.check(prompts)
     return prompts
-
-
-def _environment(config: EvalConfig | SampleConfig) -> EnvironmentConfig | None:
-    return config.environment if isinstance(config, EvalConfig) else None
 
 
 def graded_fleet(
@@ -332,7 +329,7 @@ def graded_fleet(
         sampling_params(config.sampling),
         config.max_model_len,
         config.seed,
-        environment=_environment(config),
+        environment=config.environment,
     )
     stack.callback(fleet.close)
     service = RewardService(config.reward, folder.path)

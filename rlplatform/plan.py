@@ -29,7 +29,7 @@ from rlplatform.configfile import flat, inputs, stages, to_dict
 from rlplatform.reads import reads_do_not_count
 
 STARTED, DONE = "started.json", "done.json"
-WORK = (DONE, "metrics.jsonl", "checkpoints")  # an attempt that left none of these left nothing to lose
+WORK = (DONE, "metrics.jsonl", "checkpoints", "groups")  # an attempt that left none of these left nothing to lose
 MAY_CHANGE = ("num_steps", "run_dir", "name", "tracker.", "checkpoint.", "evaluation.every")  # a run goes on with these
 NOT_HASHED = ("run_dir", "name", "tracker", "checkpoint")
 

@@ -10,10 +10,12 @@ A response is a row with its query's columns and ``id``, ``sample``, ``prompt``,
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from rewards.base import NOT_APPLICABLE
 from rewards.format import prompt_opens_block
 from rlplatform.config import ConfigError, SampleConfig
 from rlplatform.launch import Outcome, graded_fleet, graded_prompts, ray_session, sampling_params
+from rlplatform.recorded import FOLDER, Change, Recorded, weights_mark
 from rlplatform.reward_checks import accuracy_metric
 from rlplatform.runs import RunFolder, write_atomically
 from rlplatform.seeds import request_seed
@@ -57,6 +60,8 @@ def row_id(columns: Mapping[str, Any], otherwise: str) -> str:
 def sample(config: SampleConfig) -> Outcome:
     """``num_samples`` graded completions of every query.
 
+    An interrupted run goes on with the queries that are not finished yet.
+
     Raises:
         ConfigError: data, model or rewards cannot be used; nothing was started.
     """
@@ -66,22 +71,38 @@ def sample(config: SampleConfig) -> Outcome:
     prompts = graded_prompts(config, folder, "sample")
     with ray_session(), ExitStack() as stack:
         fleet, service = graded_fleet(config, folder, stack)
+        recorded = Recorded(folder.path / FOLDER, fleet, service, about=_about(config), change=_change(config))
         groups = ask(
             prompts,
-            generate=lambda requests, params: fleet.generate(requests, sampling=params),
-            score=lambda scored: service.score(scored, step=0),
+            generate=recorded.generate,
+            score=recorded.score,
             sampling=sampling_params(config.sampling),
             num_samples=config.num_samples,
             seed=config.seed,
-            demonstration=config.demonstration if config.use_demonstrations else "",
         )
         effective, graders = fleet.effective_sampling(), service.versions()
     rows = [row for group in groups for row in response_rows(group, metric)]
     queries = query_rows(prompts, rows)
     write_rows(folder.path / RESPONSES, rows)
     write_rows(folder.path / QUERIES, queries)
+    shutil.rmtree(folder.path / FOLDER, ignore_errors=True)
     summary = {"model": config.model.path, "data": config.data.path, **sample_summary(queries, rows, groups)}
     return Outcome(str(folder.path), summary | {"sampling": effective, "graders": graders})
+
+
+def _change(config: SampleConfig) -> Change | None:
+    demonstration = config.demonstration if config.use_demonstrations else ""
+    return partial(with_demonstrations, column=demonstration) if demonstration else None
+
+
+def _about(config: SampleConfig) -> Row:
+    """What the responses follow from beside their prompts, seeds and sampling."""
+    return {
+        "model": [config.model.path, weights_mark(config.model.path), asdict(config.model)],
+        "reward": config.reward.functions,
+        "environment": asdict(config.environment),
+        "demonstration": config.demonstration if config.use_demonstrations else "",
+    }
 
 
 def ask(
@@ -92,17 +113,13 @@ def ask(
     sampling: SamplingParams,
     num_samples: int,
     seed: int,
-    demonstration: str = "",
 ) -> list[ScoredGroup]:
     """The graded group of every prompt, in order. Seeds depend on the run's seed and the prompt's place alone."""
     requests = [
         GenerationRequest(prompt, num_samples, 0, index, request_seed(seed, 0, index, num_samples, stream="sample"))
         for index, prompt in enumerate(prompts)
     ]
-    groups = generate(requests, sampling)
-    if demonstration:
-        groups = [with_demonstrations(group, demonstration) for group in groups]
-    scored = sorted(score(groups), key=lambda group: group.group.index)
+    scored = sorted(score(generate(requests, sampling)), key=lambda group: group.group.index)
     if [group.group.index for group in scored] != list(range(len(prompts))):
         raise RuntimeError(f"sample: expected {len(prompts)} graded groups, one a query, got {len(scored)}")
     return scored

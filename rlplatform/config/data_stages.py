@@ -10,7 +10,7 @@ from model.init import build_config
 from rewards.base import RewardLoadError
 from rlplatform.config.base import ConfigError, require
 from rlplatform.config.generation import DataConfig, ModelConfig, RolloutConfig, SamplingConfig
-from rlplatform.config.grading import RewardConfig
+from rlplatform.config.grading import EnvironmentConfig, RewardConfig
 from rlplatform.reads import TrackedReads
 
 if TYPE_CHECKING:
@@ -68,11 +68,13 @@ class SampleConfig(TrackedReads):
     data: DataConfig = field(default_factory=lambda: DataConfig(shuffle=False))
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    environment: EnvironmentConfig = field(default_factory=EnvironmentConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
 
     def __post_init__(self) -> None:
         require(self.num_samples >= 1, f"num_samples: expected >= 1, got {self.num_samples}")
         require(bool(self.reward.functions), "reward.functions: expected at least one, e.g. {math: 1.0}")
+        self.environment.check(self.reward, self.data)
 
     @property
     def max_model_len(self) -> int:

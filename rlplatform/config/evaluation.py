@@ -57,6 +57,7 @@ class BenchmarksConfig(TrackedReads):
     report_model: str = "Qwen3-32B"  # whose published figures stand beside ours, where there are any
     model: ModelConfig = field(default_factory=ModelConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    environment: EnvironmentConfig = field(default_factory=EnvironmentConfig)  # of benchmark `own`: its verdict counts
     reward: RewardConfig = field(default_factory=RewardConfig)  # workers and limits; the functions are the table's
 
     def __post_init__(self) -> None:

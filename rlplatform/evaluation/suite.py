@@ -9,14 +9,19 @@ All data is read and every reward tried before the engine starts.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from rlplatform.config import BenchmarksConfig, ConfigError, DataConfig, RewardConfig, SamplingConfig
+from rlplatform.config import BenchmarksConfig, ConfigError, DataConfig, EnvironmentConfig, RewardConfig, SamplingConfig
+from rlplatform.configfile import to_dict
+from rlplatform.environment_checks import check_environment
 from rlplatform.evaluation import budget_sweep, results, think_follow
 from rlplatform.evaluation.benchmarks import NON_THINKING, SAMPLING, THINKING, Benchmark, select
 from rlplatform.evaluation.budget_sweep import Point, with_budget
@@ -24,6 +29,7 @@ from rlplatform.evaluation.prompts import Row
 from rlplatform.evaluation.rows import rows_of, write_rows
 from rlplatform.evaluation.runner import Evaluation, Generate
 from rlplatform.launch import Outcome, evaluator, prompts_of, ray_session, sampling_params
+from rlplatform.recorded import FOLDER, Recorded, weights_mark
 from rlplatform.reward_checks import accuracy_metric, check_columns, probe
 from rlplatform.runs import RunFolder, versions
 from rlplatform.servable import check_servable, tokenizer_of
@@ -45,6 +51,10 @@ class Task:
     reward: RewardConfig
     sampling: dict[str, SamplingParams]  # by mode
 
+    @property
+    def metric(self) -> str:
+        return next(iter(self.reward.functions), self.benchmark.metric)
+
 
 def sampling_of(config: BenchmarksConfig, benchmark: Benchmark, mode: str) -> SamplingParams:
     """The report's sampling of a mode (dialogues: thinking mode's), with what the config changes."""
@@ -56,6 +66,11 @@ def modes_of(config: BenchmarksConfig, benchmark: Benchmark) -> tuple[str, ...]:
     if benchmark.multi_turn:
         return (DIALOGUE,)
     return tuple(dict.fromkeys([*config.modes, *([THINKING] if config.budgets else [])]))
+
+
+def environment_of(config: BenchmarksConfig, benchmark: Benchmark) -> EnvironmentConfig:
+    """That of the config for the user's own problems; the table's others are of one turn."""
+    return config.environment if benchmark.name == "own" else EnvironmentConfig()
 
 
 def max_model_len(config: BenchmarksConfig) -> int:
@@ -82,7 +97,9 @@ def _task(config: BenchmarksConfig, benchmark: Benchmark, tokenizer: Any, folder
     rows = rows_of(benchmark, data_dir=config.data_dir, path=path, seed=config.seed, limit=config.limit)
     file = write_rows(rows, folder.path / "rows" / f"{benchmark.name}.jsonl")
     modes = modes_of(config, benchmark)
-    reward = replace(config.reward, functions={} if benchmark.multi_turn else dict(benchmark.functions))
+    environment = environment_of(config, benchmark)
+    functions = {"environment": 1.0} if environment else dict(benchmark.functions)
+    reward = replace(config.reward, functions={} if benchmark.multi_turn else functions)
     sampling = {mode: sampling_of(config, benchmark, mode) for mode in modes}
     prompts: dict[str, tuple[Prompt, ...]] = {}
     left_out: dict[str, int] = {}
@@ -99,6 +116,7 @@ def _task(config: BenchmarksConfig, benchmark: Benchmark, tokenizer: Any, folder
     _check_fits(config, benchmark, prompts, sampling)
     if prompts:
         asked = next(iter(prompts.values()))
+        check_environment(environment, asked)
         check_columns(reward, asked)
         with probe(reward) as rewards:
             rewards.check(asked)
@@ -176,7 +194,7 @@ def measure_all(
 def _one(
     config: BenchmarksConfig, task: Task, mode: str, budget: int | None, tokenizer: Any, measure: Measure
 ) -> tuple[results.Record, Point]:
-    metric, sampling = task.benchmark.metric, task.sampling[mode]
+    metric, sampling = task.metric, task.sampling[mode]
     folder = f"{task.benchmark.name}-{mode}" if budget is None else f"{task.benchmark.name}-budget-{budget}"
     evaluation = measure(task, with_budget(task.prompts[mode], budget), sampling, folder)
     counts = budget_sweep.token_counts(evaluation.sampled, tokenizer, sampling.thinking_stop_text)
@@ -200,6 +218,12 @@ def _entry(
     }
 
 
+def config_hash(config: BenchmarksConfig) -> str:
+    """SHA-256 of the resolved config without its name and place."""
+    values = {key: value for key, value in to_dict(config).items() if key not in ("name", "run_dir")}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
 def run_benchmarks(config: BenchmarksConfig) -> Outcome:
     """Measure a model on the table; ``results.json`` holds everything needed to repeat it."""
     from actors.reward_service import RewardService
@@ -219,16 +243,19 @@ def run_benchmarks(config: BenchmarksConfig) -> Outcome:
 
         def measure(task: Task, prompts: Sequence[Prompt], sampling: SamplingParams, name: str) -> Evaluation:
             print(f"{name}: {len(prompts)} problems x {task.num_samples}", file=sys.stderr, flush=True)
+            fleet.environment = environment_of(config, task.benchmark)
             service = RewardService(task.reward, folder.path)
             try:
                 graders[task.benchmark.name] = service.versions()
+                functions = {"functions": task.reward.functions, "environment": asdict(fleet.environment)}
+                recorded = Recorded(folder.path / FOLDER, fleet, service, about={**about, **functions})
                 return evaluator(
                     prompts,
-                    fleet=fleet,
-                    service=service,
+                    fleet=recorded,
+                    service=recorded,
                     sampling=sampling,
                     num_samples=task.num_samples,
-                    metric=accuracy_metric(task.reward, task.benchmark.metric),
+                    metric=accuracy_metric(task.reward, task.metric),
                     seed=config.seed,
                     greedy=False,
                     folder=RunFolder(folder.path / name),
@@ -237,20 +264,30 @@ def run_benchmarks(config: BenchmarksConfig) -> Outcome:
                 service.close()
 
         def generate(requests: Any, sampling: SamplingParams) -> Any:
-            return fleet.generate(requests, sampling=sampling)
+            fleet.environment = EnvironmentConfig()
+            return Recorded(folder.path / FOLDER, fleet, about=about).generate(requests, sampling)
 
+        about = {"model": [config.model.path, weights_mark(config.model.path), asdict(config.model)]}
         found = measure_all(config, tasks, tokenizer, measure=measure, generate=generate, folder=folder)
+        effective = {
+            f"{task.benchmark.name}-{mode}": fleet.effective_sampling(sampling)
+            for task in tasks
+            for mode, sampling in task.sampling.items()
+        }
     summary = {
         "model": config.model.path,
         "lineage": results.lineage_key(config.model.path),
         "seed": config.seed,
+        "config": config_hash(config),
         "template": results.template_hash(tokenizer),
         "report_model": config.report_model,
         **found,
+        "effective_sampling": effective,
         "graders": graders,
         "versions": versions(),
     }
     output = folder.save_json("results.json", summary)
+    shutil.rmtree(folder.path / FOLDER, ignore_errors=True)
     results.plot(summary, folder.report / "benchmarks.png")
     results.print_results(summary, folder.path)
     return Outcome(str(output), summary)
