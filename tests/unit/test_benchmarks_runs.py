@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -479,6 +480,21 @@ def test_a_run_from_the_command_line_is_written_down_and_repeats_itself(
         def __init__(self, path: str, model: Any, rollout: Any, sampling: Any, max_model_len: int, seed: int) -> None:
             super().__init__(tokenizer)
             assert (path, max_model_len, seed) == (str(tmp_path), 4160, 7)
+            self.done: list[RolloutGroup] = []
+
+        def submit(self, requests: Sequence[GenerationRequest], sampling: SamplingParams) -> None:
+            self.done += self.generate(requests, sampling)
+
+        def poll(self, timeout_s: float) -> list[RolloutGroup]:
+            done, self.done = self.done, []
+            return done
+
+        @property
+        def num_pending(self) -> int:
+            return len(self.done)
+
+        def effective_sampling(self, sampling: SamplingParams) -> dict[str, Any]:
+            return {"temperature": sampling.temperature}
 
         def close(self) -> None:
             closed.append("fleet")
@@ -486,6 +502,18 @@ def test_a_run_from_the_command_line_is_written_down_and_repeats_itself(
     class Service(Grader):
         def __init__(self, reward: Any, folder: Path) -> None:
             super().__init__(dict(reward.functions))
+            self.done: list[ScoredGroup] = []
+
+        def submit(self, groups: Sequence[RolloutGroup], *, step: int) -> None:
+            self.done += self.score(groups, step=step)
+
+        def poll(self, timeout_s: float) -> list[ScoredGroup]:
+            done, self.done = self.done, []
+            return done
+
+        @property
+        def num_pending(self) -> int:
+            return len(self.done)
 
         def versions(self) -> dict[str, str]:
             return {"math": "hash"}
@@ -522,6 +550,12 @@ def test_a_run_from_the_command_line_is_written_down_and_repeats_itself(
     ]
     assert (found["model"], found["seed"], found["lineage"]) == (str(tmp_path), 7, None)
     assert found["graders"] == {"mgsm": {"math": "hash"}}
+    assert found["effective_sampling"] == {
+        "mgsm-thinking": {"temperature": 0.6},
+        "mgsm-non_thinking": {"temperature": 0.7},
+    }
+    assert re.fullmatch("[0-9a-f]{64}", found["config"])
+    assert not (tmp_path / "out" / "groups").exists()
     assert found["template"] == results.template_hash(tokenizer)
     assert {"python", "numpy"} <= set(found["versions"])
     assert (tmp_path / "out" / "report" / "benchmarks.png").is_file()

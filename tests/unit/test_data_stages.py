@@ -33,7 +33,7 @@ from rlplatform.data_stages import conversation, filter_rows, fusion
 from rlplatform.datafiles import DataError
 from rlplatform.pipeline import run_config
 from rlplatform.plan import FINISHED, STARTS_OVER, plan_recipe
-from rlplatform.sample_stage import ask, query_rows, response_rows, sample_summary, write_rows
+from rlplatform.sample_stage import ask, query_rows, response_rows, sample_summary, with_demonstrations, write_rows
 from rlplatform.smoke import shorten
 from rlplatform.stages.records import read_parquet
 from rlplatform.types import GenerationRequest, Prompt, Rollout, RolloutGroup, SamplingParams, ScoredGroup
@@ -162,10 +162,11 @@ def test_samples_have_seeds_of_their_own_and_the_same_ones_again() -> None:
 def test_demonstrations_replace_every_second_sample_and_are_graded_as_they_are() -> None:
     fleet = FakeFleet(lambda one, k: "gibberish", exact)
     prompts = [prompt(n, worked=f"{THOUGHT}{n + 1}") for n in range(2)]
-    groups = asked(fleet, prompts, num_samples=3, demonstration="worked")
+    plain = [scored.group for scored in asked(fleet, prompts, num_samples=3)]
+    groups = fleet.score([with_demonstrations(group, "worked") for group in plain])
     assert [[v.score for v in group.verdicts] for group in groups] == [[1, 0, 1]] * 2
     with pytest.raises(ConfigError, match="expected text in column 'nope'"):
-        asked(fleet, prompts, num_samples=3, demonstration="nope")
+        with_demonstrations(plain[0], "nope")
 
 
 def test_two_queries_of_one_id_are_refused() -> None:
