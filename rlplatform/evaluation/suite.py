@@ -15,7 +15,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -240,28 +240,28 @@ def run_benchmarks(config: BenchmarksConfig) -> Outcome:
         first = next(iter(tasks[0].sampling.values()))
         fleet = RolloutFleet(config.model.path, config.model, config.rollout, first, max_model_len(config), config.seed)
         stack.callback(fleet.close)
+        services, current = stack.enter_context(ExitStack()), list[Any]([None])
 
         def measure(task: Task, prompts: Sequence[Prompt], sampling: SamplingParams, name: str) -> Evaluation:
             print(f"{name}: {len(prompts)} problems x {task.num_samples}", file=sys.stderr, flush=True)
             fleet.environment = environment_of(config, task.benchmark)
-            service = RewardService(task.reward, folder.path)
-            try:
-                graders[task.benchmark.name] = service.versions()
-                functions = {"functions": task.reward.functions, "environment": asdict(fleet.environment)}
-                recorded = Recorded(folder.path / FOLDER, fleet, service, about={**about, **functions})
-                return evaluator(
-                    prompts,
-                    fleet=recorded,
-                    service=recorded,
-                    sampling=sampling,
-                    num_samples=task.num_samples,
-                    metric=accuracy_metric(task.reward, task.metric),
-                    seed=config.seed,
-                    greedy=False,
-                    folder=RunFolder(folder.path / name),
-                )(0)
-            finally:
-                service.close()
+            if task.benchmark.name not in graders:  # one service a benchmark, for its modes and budgets
+                services.close()
+                service = services.enter_context(closing(RewardService(task.reward, folder.path)))
+                graders[task.benchmark.name], current[0] = service.versions(), service
+            functions = {"functions": task.reward.functions, "environment": asdict(fleet.environment)}
+            recorded = Recorded(folder.path / FOLDER, fleet, current[0], about={**about, **functions})
+            return evaluator(
+                prompts,
+                fleet=recorded,
+                service=recorded,
+                sampling=sampling,
+                num_samples=task.num_samples,
+                metric=accuracy_metric(task.reward, task.metric),
+                seed=config.seed,
+                greedy=False,
+                folder=RunFolder(folder.path / name),
+            )(0)
 
         def generate(requests: Any, sampling: SamplingParams) -> Any:
             fleet.environment = EnvironmentConfig()
