@@ -98,11 +98,12 @@ def _read_json(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _read_hub(path: str, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    name, _, subset = path.partition(":")  # e.g. openai/gsm8k:main
+    name, _, subset = path.partition(":")  # e.g. openai/gsm8k:main, or owner/name@revision:subset
+    name, _, revision = name.partition("@")
     try:
         from datasets import load_dataset
 
-        dataset = load_dataset(name, subset or None, split=split)
+        dataset = load_dataset(name, subset or None, split=split, revision=revision or None)
     except Exception as error:
         raise DataError(
             f"data.path={path!r}: no such file or folder here, and as a hub dataset it did not load "

@@ -197,7 +197,7 @@ _TABLE = (
         "GSM8K in eleven languages",
         {"math": 1.0},
         prompts.mgsm,
-        Source("juletxara/mgsm:{}", "test", "mgsm/mgsm.jsonl.gz", _MGSM, "lang"),
+        Source("juletxara/mgsm@refs/convert/parquet:{}", "test", "mgsm/mgsm.jsonl.gz", _MGSM, "lang"),
         category="language",
         figures=figures.MGSM,
         notes="zero-shot, asked in English to box; the report's figures are of base models, 8-shot",

@@ -12,8 +12,8 @@ import pytest
 
 from rewards.base import resolve
 from rewards.composition import read_parts
-from rlplatform.config import ConfigError
-from rlplatform.datafiles import DataError
+from rlplatform.config import ConfigError, DataConfig
+from rlplatform.datafiles import DataError, read_rows
 from rlplatform.evaluation import prompts
 from rlplatform.evaluation.benchmarks import BENCHMARKS, MODES, SAMPLING, select
 from rlplatform.evaluation.extraction import field_letter, stated
@@ -286,7 +286,9 @@ HUB_ROWS: dict[str, list[dict[str, Any]]] = {
     "cais/mmlu:all": [{**QUESTION, "answer": 3}],
     "edinburgh-dawg/mmlu-redux-2.0:": [{"question": "?", "choices": ["a", "b"], "answer": 0, "error_type": "ok"}],
     "lukaemon/bbh:": [{"input": "?", "target": "Yes"}],
-    "juletxara/mgsm:": [{"question": "?", "answer": None, "answer_number": 4, "equation_solution": None}],
+    "juletxara/mgsm@refs/convert/parquet:": [
+        {"question": "?", "answer": None, "answer_number": 4, "equation_solution": None}
+    ],
 }
 
 
@@ -386,3 +388,23 @@ def test_the_choice_field(text: str, letter: str) -> None:
 )
 def test_the_stated_answer(text: str, said: str) -> None:
     assert stated(text) == said
+
+
+def test_a_hub_id_may_name_a_revision(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    asked: list[Any] = []
+
+    def load_dataset(name: str, subset: str | None, **options: Any) -> list[dict[str, Any]]:
+        asked.append((name, subset, options))
+        return [{"question": "?"}]
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    for path in ("owner/name@refs/convert/parquet:de", "owner/name:main", "owner/name"):
+        (found,) = read_rows(DataConfig(path=path, split="test"))
+        assert found == (f"{path}[test] row 1", {"question": "?"})
+    assert asked == [
+        ("owner/name", "de", {"split": "test", "revision": "refs/convert/parquet"}),
+        ("owner/name", "main", {"split": "test", "revision": None}),
+        ("owner/name", None, {"split": "test", "revision": None}),
+    ]
