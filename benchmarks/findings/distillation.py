@@ -220,9 +220,9 @@ def _tested(folder: Path, stages: Mapping[str, Any], arm: str) -> Numbers:
 
 def section(found: Numbers) -> list[str]:
     ks = list(found["tested"]["start"]["thinking"])
+    rates = {arm: ", ".join(f"{one['rate']:g}" for one in own) for arm, own in found["trials"].items()}
     lines = [
-        f"Three learning rates an arm ({', '.join(f'{rate:g}' for rate in RATES['student'])} and "
-        f"{', '.join(f'{rate:g}' for rate in RATES['rl'])}), the best chosen on "
+        f"Learning rates tried: {rates['student']} for distillation, {rates['rl']} for reinforcement; the best on "
         f"{found['arms']['rl']['best']['problems']} validation problems; the table is of {found['problems']} other "
         f"problems x {ks[-1]} samples. Same start, same prompts.",
         "",
