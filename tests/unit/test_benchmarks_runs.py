@@ -474,10 +474,10 @@ def test_a_run_from_the_command_line_is_written_down_and_repeats_itself(
     tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Everything but the engine, the graders' processes and Ray."""
-    from actors import reward_service, rollout_fleet
+    from actors import engine_pool, reward_service
 
     class Fleet(Engine):
-        def __init__(self, path: str, model: Any, rollout: Any, sampling: Any, max_model_len: int, seed: int) -> None:
+        def __init__(self, path: str, model: Any, rollout: Any, sampling: Any, max_model_len: int, seed: int, **_: Any):
             super().__init__(tokenizer)
             assert (path, max_model_len, seed) == (str(tmp_path), 4160, 7)
             self.done: list[RolloutGroup] = []
@@ -522,7 +522,7 @@ def test_a_run_from_the_command_line_is_written_down_and_repeats_itself(
             closed.append("service")
 
     closed: list[str] = []
-    monkeypatch.setattr(rollout_fleet, "RolloutFleet", Fleet)
+    monkeypatch.setattr(engine_pool, "RolloutFleet", Fleet)
     monkeypatch.setattr(reward_service, "RewardService", Service)
     monkeypatch.setattr(suite, "ray_session", nullcontext)
     monkeypatch.setattr(suite, "tokenizer_of", lambda path, **options: tokenizer)
