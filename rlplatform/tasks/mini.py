@@ -38,7 +38,7 @@ def problems(
     num_direct: int = 4000,
     num_worked: int = 8000,
     num_teacher: int = 4000,
-    num_queries: int = 1200,
+    num_queries: int = 4000,
     num_rl: int = 1500,
     num_test: int = 256,
     num_general: int = 2500,
