@@ -1,8 +1,8 @@
 """What runs inside the served engine's worker process: a thought that ended by itself has ended.
 
-vLLM's ``ThinkingBudgetStateHolder`` looks for the end of a thought by the text that it inserts at the budget. With a stop
-text before ``</think>`` it misses every ``</think>`` of the model's own, and the empty block of a prompt: the budget
-goes on counting, and the stop text lands in the middle of the answer.
+vLLM's ``ThinkingBudgetStateHolder`` looks for the end of a thought by the text that it inserts at the budget. With a
+stop text before ``</think>`` it misses every ``</think>`` of the model's own, and the empty block of a prompt: the
+budget goes on counting, and the stop text lands in the middle of the answer.
 """
 
 from __future__ import annotations
