@@ -52,7 +52,7 @@ from rlplatform.plan import (
     stage_key,
     stands_on,
 )
-from rlplatform.runs import RunFolder, write_atomically
+from rlplatform.runs import RunFolder, alone_in, write_atomically
 from rlplatform.stage_runs import STAGES, say
 
 MARKS = ("config.yaml", STARTED, DONE)  # a folder with none of these is not ours to remove
@@ -76,7 +76,14 @@ def run_config(config: RunConfig, *, fresh: bool = False, start: str = "", only:
     if fresh and folder.exists():
         if not any((folder / mark).exists() for mark in MARKS) and any(folder.iterdir()):
             raise ConfigError(f"{folder}: --fresh removes run folders only, and this one has none of {MARKS}")
-        shutil.rmtree(folder)
+        with alone_in(folder):
+            shutil.rmtree(folder)
+    with alone_in(folder):
+        return _run(config, choice)
+
+
+def _run(config: RunConfig, choice: Choice) -> dict[str, Any]:
+    folder = Path(config.run_dir)
     if isinstance(config, RecipeConfig):
         return _run_recipe(config, choice)
     done = _run_stage(config, {}, alone=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -83,3 +85,24 @@ def test_a_stage_that_was_finished_by_an_earlier_version_stays_finished(
         done.pop("attempt", None), done.pop("attempts", None)
         file.write_text(json.dumps(done))
     assert set(states(config).values()) == {"finished"}
+
+
+def test_two_processes_in_one_folder(
+    tmp_path: Path,
+    generator: str,  # noqa: F811
+    ran: list[str],  # noqa: F811
+) -> None:
+    """The second is refused, with --fresh as well; one that was killed stands in nobody's way."""
+    config = recipe(tmp_path, generator)
+    run_config(config)
+    held = f"from pathlib import Path; from rlplatform.runs import alone_in; a = alone_in(Path({config.run_dir!r})); "
+    script = held + "a.__enter__(); print('in', flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"in\n"
+        for fresh in (False, True):
+            with pytest.raises(ConfigError, match="another process runs in this folder"):
+                run_config(config, fresh=fresh)
+        assert (tmp_path / "run/rl/done.json").exists()
+        other.kill()
+    run_config(config)
