@@ -150,7 +150,7 @@ class TeacherFleet:
         self._tokens += len(rows.token_ids)
         self._seconds += time.perf_counter() - began
         if self._flops_of is not None:
-            self._flops += sum(forward_flops(self._flops_of, int(length)) for length in lengths)
+            self._flops += scoring_flops(self._flops_of, rows)
         order = np.argsort(np.concatenate([mine for mine, _ in found]), kind="stable")
         parts = [targets for _, targets in found]
         whole = parts[0].ids is None
@@ -210,6 +210,15 @@ def shared_ids(config: TeacherConfig, model: ModelConfig) -> int:
         return check_vocabularies(student, teacher, student_rows=rows[0], teacher_rows=rows[1])
     except VocabularyError as error:
         raise ConfigError(f"teacher.path {config.path}: {error}") from error
+
+
+def scoring_flops(config: Qwen3Config, batch: RolloutBatch) -> int:
+    """Of the forward passes over a batch; logits are computed for its loss tokens alone, whatever stands between."""
+    scored = np.concatenate(([0], np.cumsum(batch.loss_mask)))[batch.cu_seqlens]
+    return sum(
+        forward_flops(config, int(length), num_prompt_tokens=int(length - loss_tokens))
+        for length, loss_tokens in zip(np.diff(batch.cu_seqlens), np.diff(scored), strict=True)
+    )
 
 
 def read_qwen3_config(path: str) -> Qwen3Config | None:

@@ -15,6 +15,7 @@ from rlplatform.budget import STOP_TEXT
 from rlplatform.config import ModelConfig
 from rlplatform.servable import check_servable
 
+BUDGET_EXTENSION = "actors.served_budget.ServedBudget"  # without it the stop text lands in answers
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -27,6 +28,7 @@ def command(
     arguments += ["--served-model-name", name or Path(model).name, "--host", host, "--port", str(port)]
     arguments += ["--dtype", dtype, "--max-model-len", str(max_model_len), "--generation-config", "vllm"]
     arguments += ["--reasoning-parser", "qwen3", "--reasoning-config", json.dumps(reasoning)]
+    arguments += ["--worker-extension-cls", BUDGET_EXTENSION]
     arguments += ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
     template = Path(model) / "chat_template.jinja"
     if template.is_file():

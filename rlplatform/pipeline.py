@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -39,16 +40,19 @@ from rlplatform.plan import (
     STARTED,
     Choice,
     Planned,
+    attempts,
     changes,
     check_choice,
     data_hashes,
+    finished_mark,
     is_started,
     plan_recipe,
     read_mark,
     resolve_inputs,
     stage_key,
+    stands_on,
 )
-from rlplatform.runs import RunFolder, write_atomically
+from rlplatform.runs import RunFolder, alone_in, write_atomically
 from rlplatform.stage_runs import STAGES, say
 
 MARKS = ("config.yaml", STARTED, DONE)  # a folder with none of these is not ours to remove
@@ -72,7 +76,14 @@ def run_config(config: RunConfig, *, fresh: bool = False, start: str = "", only:
     if fresh and folder.exists():
         if not any((folder / mark).exists() for mark in MARKS) and any(folder.iterdir()):
             raise ConfigError(f"{folder}: --fresh removes run folders only, and this one has none of {MARKS}")
-        shutil.rmtree(folder)
+        with alone_in(folder):
+            shutil.rmtree(folder)
+    with alone_in(folder):
+        return _run(config, choice)
+
+
+def _run(config: RunConfig, choice: Choice) -> dict[str, Any]:
+    folder = Path(config.run_dir)
     if isinstance(config, RecipeConfig):
         return _run_recipe(config, choice)
     done = _run_stage(config, {}, alone=True)
@@ -104,7 +115,7 @@ def _run_recipe(recipe: RecipeConfig, choice: Choice) -> dict[str, Any]:
         for name, config in plan.items():
             if planned[name].included:
                 finished[name] = _run_stage(config, finished, alone=False)
-            elif (done := read_mark(Path(config.run_dir) / DONE)) is not None:
+            elif (done := finished_mark(config, finished)) is not None:
                 finished[name] = done
     if len(finished) < len(plan):
         say(f"{len(finished)} of {len(plan)} stages are finished; the same command without --only runs the others")
@@ -132,12 +143,12 @@ def _run_stage(config: RunConfig, finished: Mapping[str, dict[str, Any]], *, alo
     name, folder = config.name, Path(config.run_dir)
     resolved = resolve_inputs(config, finished)
     key = stage_key(config, resolved, finished)
-    done = read_mark(folder / DONE)
-    if done and done["key"] == key:
+    if done := finished_mark(config, finished):
         say(f"{name}: finished before ({done['seconds']:.0f} s): {folder}")
         return done
-    _make_way(folder, config, key, alone=alone)
-    write_atomically(folder / STARTED, json.dumps({"key": key, "config": to_dict(config)}, indent=1))
+    _make_way(folder, config, key, finished, alone=alone)
+    started = {"key": key, "config": to_dict(config), "attempts": attempts(config, finished)}
+    write_atomically(folder / STARTED, json.dumps(started, indent=1))
     say(f"{name}: {config.kind}")
     began = time.perf_counter()
     outcome = STAGES[config.kind](resolved)
@@ -150,6 +161,8 @@ def _run_stage(config: RunConfig, finished: Mapping[str, dict[str, Any]], *, alo
         "seconds": round(seconds, 1),
         "inputs": {needed: finished[needed]["key"] for needed in sorted(set(inputs(config)))},
         "data": data_hashes(resolved),
+        "attempt": uuid.uuid4().hex[:12],
+        "attempts": attempts(config, finished),
     }
     write_card(resolved, done, finished)
     write_atomically(folder / DONE, json.dumps(done, indent=1))
@@ -160,13 +173,15 @@ def _run_stage(config: RunConfig, finished: Mapping[str, dict[str, Any]], *, alo
     return done
 
 
-def _make_way(folder: Path, config: RunConfig, key: str, *, alone: bool) -> None:
+def _make_way(
+    folder: Path, config: RunConfig, key: str, finished: Mapping[str, dict[str, Any]], *, alone: bool
+) -> None:
     """Leave the folder ready for this attempt: resumed, set aside because something changed, or refused."""
     started = read_mark(folder / STARTED)
     if started is None or not is_started(folder):
         return
     changed = changes(started["config"], config)
-    if not changed and (alone or started["key"] == key):
+    if not changed and (alone or (started["key"] == key and stands_on(started, finished))):
         (folder / DONE).unlink(missing_ok=True)
         return
     what = "; ".join(changed[:8]) or "its inputs"

@@ -92,21 +92,21 @@ def plan_recipe(recipe: RecipeConfig, choice: Choice = EVERYTHING) -> dict[str, 
         behind = behind or bool(choice.start and name == choice.start)
         needed = tuple(sorted(set(inputs(config))))
         state, reason = _state(config, needed, planned, finished)
-        forced = behind and (Path(config.run_dir) / STARTED).exists()
+        forced = behind and is_started(Path(config.run_dir))  # else nothing would replace what was set aside before
         if forced:
             state, reason = STARTS_OVER, f"--from {choice.start}"
         if choice.only and name != choice.only:
             state, reason, forced = LEFT_OUT, f"--only {choice.only}", False
-            done = read_mark(Path(config.run_dir) / DONE)
-        else:
-            done = read_mark(Path(config.run_dir) / DONE) if state == FINISHED else None
-        if done:
+        if state in (FINISHED, LEFT_OUT) and (done := finished_mark(config, finished)):
             finished[name] = done
         planned[name] = Planned(name, config.kind, needed, state, reason, forced)
     if choice.only:
         missing = [needed for needed in planned[choice.only].inputs if needed not in finished]
         if missing:
-            raise ConfigError(f"--only {choice.only}: it needs {', '.join(missing)}, not finished yet; run that first")
+            raise ConfigError(
+                f"--only {choice.only}: it needs {', '.join(missing)}, not finished yet, or finished "
+                "before something changed; run that first"
+            )
     return planned
 
 
@@ -126,11 +126,13 @@ def _state(
         return STARTS_OVER, f"{', '.join(waits_for)} {planned[waits_for[0]].state}"
     resolved = resolve_inputs(config, finished)
     key = stage_key(config, resolved, finished)
-    done = read_mark(folder / DONE)
-    if done and done["key"] == key:
+    done = finished_mark(config, finished)
+    if done:
         return FINISHED, f"{done['seconds']:.0f} s"
     if changed or started["key"] != key:
         return STARTS_OVER, "; ".join(changed[:3]) or "its data changed"
+    if not stands_on(started, finished):
+        return STARTS_OVER, f"{', '.join(needed)} ran again"
     return RESUMES, "was interrupted"
 
 
@@ -140,6 +142,30 @@ def _state(
 def read_mark(path: Path) -> dict[str, Any] | None:
     """The JSON object in a mark of a stage's folder, or None where there is none."""
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def finished_mark(config: RunConfig, finished: Mapping[str, dict[str, Any]]) -> dict[str, Any] | None:
+    """``done.json`` of a stage that is finished as it is configured now, on the inputs that are there now; else None.
+
+    Args:
+        finished: stage -> ``done.json`` of the stages before it for which this holds.
+    """
+    done = read_mark(Path(config.run_dir) / DONE)
+    if not done or any(needed not in finished for needed in inputs(config)):
+        return None
+    key = stage_key(config, resolve_inputs(config, finished), finished)
+    return done if done["key"] == key and stands_on(done, finished) else None
+
+
+def attempts(config: RunConfig, finished: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """Which attempt of each stage it takes inputs from: one that ran again has the same key, not the same weights."""
+    return {needed: finished[needed].get("attempt") for needed in sorted(set(inputs(config)))}
+
+
+def stands_on(mark: Mapping[str, Any], finished: Mapping[str, dict[str, Any]]) -> bool:
+    """Did the stage that left ``mark`` take its inputs from these attempts? Marks that do not say so are believed."""
+    known = mark.get("attempts", {})
+    return all(finished[name].get("attempt") == attempt for name, attempt in known.items() if name in finished)
 
 
 def is_started(folder: Path) -> bool:

@@ -14,18 +14,20 @@ runs/NAME/
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import platform
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from rlplatform.config import RunConfig
+from rlplatform.config import ConfigError, RunConfig
 from rlplatform.configfile import difference_to_defaults, to_yaml
 from rlplatform.types import ScoredGroup
 
@@ -46,6 +48,29 @@ def write_atomically(path: Path, text: str) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Nobody else runs in ``folder`` meanwhile; a process that is killed lets go of it. No file is left behind.
+
+    Raises:
+        ConfigError: somebody does.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(
+                f"{folder}: another process runs in this folder: wait for it, end it, or choose another name or run_dir"
+            ) from error
+        except OSError:  # a file system that knows no locks
+            pass
+        yield
+    finally:
+        os.close(handle)
 
 
 def versions() -> dict[str, str]:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _USER = {"role": "user", "content": "x"}
 _SPOKEN = {"role": "assistant", "content": "x"}
-_OPEN = "<think>"
+_OPEN, _CLOSE = "<think>", "</think>"
 
 
 @dataclass(frozen=True)
@@ -256,6 +256,8 @@ class EpisodeTokens:
         self._allowance = min(self._limits.max_turn_tokens, self._room())
         if self._allowance < 1:
             return self._end(f"the limit of {self._limit()} tokens")
+        if self._budget == 0 and self.prompt_text.rstrip().endswith(_CLOSE):
+            self._budget = None  # the non-thinking mode: the prompt closed the block, and no second one is opened
         call = first_call(self._budget, self._allowance, self._budget_tokens)
         self.completion.add_given(call.insert)
         self._asked = call.max_new_tokens
