@@ -1,14 +1,16 @@
 """What a recipe would run, and why: decided from what lies on disk, before anything starts.
 
-A stage's *key* hashes its config, the keys of the stages it takes inputs from, and the content of its data files: what
-changed runs again, and so does everything that stands on it. The folder it leaves is kept as ``STAGE.previous``.
+A stage's *key* hashes its config, the keys of the stages it takes inputs from, the content of its data files and of the
+``FILE.py:function`` it names, and which weights lie in a model folder it takes from elsewhere: what changed runs again,
+and so does everything that stands on it. The folder it leaves is kept as ``STAGE.previous``.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,11 +29,14 @@ from rlplatform.config import (
 )
 from rlplatform.configfile import flat, inputs, stages, to_dict
 from rlplatform.reads import reads_do_not_count
+from rlplatform.recorded import weights_mark
 
 STARTED, DONE = "started.json", "done.json"
 WORK = (DONE, "metrics.jsonl", "checkpoints", "groups")  # an attempt that left none of these left nothing to lose
 MAY_CHANGE = ("num_steps", "run_dir", "name", "tracker.", "checkpoint.", "evaluation.every")  # a run goes on with these
 NOT_HASHED = ("run_dir", "name", "tracker", "checkpoint")
+
+_CODE = re.compile(r"(?:\w+:)?(?P<file>[^:]+\.py):\w+")
 
 FINISHED, RUNS, RESUMES, STARTS_OVER, LEFT_OUT = "finished", "runs", "resumes", "starts over", "left out"
 
@@ -221,8 +226,37 @@ def stage_key(config: Any, resolved: Any, finished: Mapping[str, dict[str, Any]]
     """Hash of what the stage's result depends on."""
     values = {k: v for k, v in to_dict(config).items() if k not in NOT_HASHED}
     parents = {needed: finished[needed]["key"] for needed in sorted(set(inputs(config)))}
-    text = json.dumps([values, parents, sorted(data_hashes(resolved).values())], sort_keys=True, default=str)
+    outside = [_code_files(values), _models(values)]
+    parts = [values, parents, sorted(data_hashes(resolved).values()), *(part for part in outside if part)]
+    text = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every string of a config as plain values, keys of mappings too."""
+    if isinstance(value, Mapping):
+        for key, entry in value.items():
+            yield from _texts(key)
+            yield from _texts(entry)
+    elif isinstance(value, (list, tuple)):
+        for entry in value:
+            yield from _texts(entry)
+    elif isinstance(value, str):
+        yield value
+
+
+def _code_files(values: Mapping[str, Any]) -> dict[str, str]:
+    """File -> SHA-256 of the source behind every ``[adapter:]FILE.py:function``; what it imports is not looked at."""
+    found = (_CODE.fullmatch(text) for text in _texts(values))
+    paths = {match["file"] for match in found if match}
+    return {path: _content(Path(path)) for path in sorted(paths) if Path(path).is_file()}
+
+
+def _models(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Folder -> names, sizes and times of the weights in it, of models that no stage of the recipe makes."""
+    sections = [values.get(name) for name in ("model", "teacher")]
+    paths = [section.get("path", "") for section in sections if isinstance(section, Mapping)]
+    return {path: mark for path in paths if path and (mark := weights_mark(path))}
 
 
 def data_hashes(resolved: Any) -> dict[str, str]:

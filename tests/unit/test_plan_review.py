@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from rlplatform.config import ConfigError
+from rlplatform.config import AlgorithmConfig, ConfigError, ModelConfig, RewardConfig, RLConfig, TeacherConfig
 from rlplatform.pipeline import run_config
+from rlplatform.plan import stage_key
 from tests.unit.test_plan import generator, ran, recipe, states  # noqa: F401, two of them are fixtures
 
 
@@ -106,3 +108,31 @@ def test_two_processes_in_one_folder(
         assert (tmp_path / "run/rl/done.json").exists()
         other.kill()
     run_config(config)
+
+
+def test_another_reward_behind_the_same_name_is_another_stage(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text("def score(): ...\n")
+    config = RLConfig(reward=RewardConfig(functions={f"verl:{file}:score": 1.0}))
+    before = stage_key(config, config, {})
+    assert stage_key(config, config, {}) == before
+    file.write_text("def score(): return 1\n")
+    assert stage_key(config, config, {}) != before
+
+
+@pytest.mark.parametrize("section", ["model", "teacher"])
+def test_other_weights_in_the_same_folder_are_another_stage(section: str, tmp_path: Path) -> None:
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"one")
+    config = RLConfig(reward=RewardConfig(functions={"math": 1.0}), model=ModelConfig(path=str(tmp_path)))
+    if section == "teacher":
+        config = replace(
+            config,
+            model=ModelConfig(path="owner/name"),
+            teacher=TeacherConfig(path=str(tmp_path)),
+            algorithm=AlgorithmConfig(loss="distillation"),
+        )
+    before = stage_key(config, config, {})
+    assert stage_key(config, config, {}) == before
+    weights.write_bytes(b"other")
+    assert stage_key(config, config, {}) != before
