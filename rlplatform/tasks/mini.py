@@ -41,7 +41,7 @@ def problems(
     num_queries: int = 4000,
     num_rl: int = 1500,
     num_test: int = 256,
-    num_general: int = 2500,
+    num_general: int = 4400,
     digits: Mapping[Any, float] | None = None,
     general: Sequence[str] = GENERAL,
 ) -> dict[str, list[Row]]:
