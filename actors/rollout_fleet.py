@@ -149,7 +149,7 @@ class RolloutFleet:
             ActorError, RunStopped: a worker failed.
         """
         check_servable(model_path, model, max_model_len)
-        while self._pumps:
+        while self._pumps and self.workers.open_refs:
             for reply in self.workers.ready(1.0):
                 self._pumps.pop(reply.call, None)
         self._set_up(model_path, model, sampling, max_model_len, environment)
@@ -162,13 +162,13 @@ class RolloutFleet:
                 raise ActorError(f"{self.workers.name(worker)}: {result}")
 
     def wait_for_all(self) -> None:
-        """Wait until lost workers are back and up to date.
+        """Wait until lost workers are back and up to date; what the others finish meanwhile is for ``poll``.
 
         Raises:
             RunStopped: one did not come back, or was lost too often.
         """
         while len(self.workers.live_workers) < self.workers.num_workers:
-            self.workers.ready(1.0)
+            self._advance(1.0)
 
     # --- roles.Generator ----------------------------------------------------------------------------------------
 
