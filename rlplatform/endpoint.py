@@ -1,7 +1,9 @@
 """`rlplatform serve`: vLLM's OpenAI-compatible server with this project's template, reasoning parser and budget.
 
-A request gives ``thinking_token_budget`` beside the usual fields; at the budget the server writes the stop text. The
-reply holds the thought in ``reasoning`` and the answer in ``content``. Flags `/think` and `/no_think` are text.
+A request gives ``thinking_token_budget`` beside the usual fields: so many tokens are sampled behind ``<think>``, then
+the server writes the stop text. The reply holds the thought in ``reasoning`` and the answer in ``content``. Flags
+`/think` and `/no_think` are text; ``chat_template_kwargs: {"enable_thinking": false}`` closes the block in the prompt.
+A key that the endpoint does not know is an error.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from rlplatform.config import ModelConfig
 from rlplatform.servable import check_servable
 
 BUDGET_EXTENSION = "actors.served_budget.ServedBudget"  # without it the stop text lands in answers
+KNOWN_KEYS = "actors.served_requests.KnownKeys"  # without it a misspelt key is ignored
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -28,7 +31,7 @@ def command(
     arguments += ["--served-model-name", name or Path(model).name, "--host", host, "--port", str(port)]
     arguments += ["--dtype", dtype, "--max-model-len", str(max_model_len), "--generation-config", "vllm"]
     arguments += ["--reasoning-parser", "qwen3", "--reasoning-config", json.dumps(reasoning)]
-    arguments += ["--worker-extension-cls", BUDGET_EXTENSION]
+    arguments += ["--worker-extension-cls", BUDGET_EXTENSION, "--middleware", KNOWN_KEYS]
     arguments += ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
     template = Path(model) / "chat_template.jinja"
     if template.is_file():
