@@ -29,6 +29,8 @@ SHARP = 20.0  # weight of the one next token; the norm makes an embedding's entr
 def save_chain_model(folder: Path) -> PreTrainedTokenizerBase:
     """A folder as users have them; returns its tokenizer, in which a letter and an empty line are one token each."""
     tokenizer = train_bpe(["\n\n"] * 9, MIN_VOCAB_SIZE + 1, folder, max_length=POSITIONS)
+    tokenizer.eos_token = "<|endoftext|>"  # as in Qwen3's base models: only the template says what ends a turn
+    tokenizer.save_pretrained(folder)
     config = Qwen3Config(
         vocab_size=len(tokenizer),
         hidden_size=HIDDEN,
@@ -38,7 +40,7 @@ def save_chain_model(folder: Path) -> PreTrainedTokenizerBase:
         num_key_value_heads=2,
         head_dim=32,
         max_position_embeddings=POSITIONS,
-        eos_token_id=tokenizer.convert_tokens_to_ids("<|im_end|>"),
+        eos_token_id=tokenizer.convert_tokens_to_ids("<|endoftext|>"),
         tie_word_embeddings=False,
     )
     model = Qwen3ForCausalLM(config)
