@@ -1,4 +1,5 @@
-"""What runs inside the served engine's worker process: a thought that ended by itself has ended.
+"""What runs inside the served engine's worker process: a thought that ended by itself has ended, and a seeded request
+whose prompt is computed in parts ends no engine (``actors.vllm_generators``).
 
 vLLM's ``ThinkingBudgetStateHolder`` looks for the end of a thought by the text that it inserts at the budget. With a
 stop text before ``</think>`` it misses every ``</think>`` of the model's own, and the empty block of a prompt: the
@@ -10,6 +11,8 @@ from __future__ import annotations
 from typing import Any
 
 from vllm.v1.sample import thinking_budget_state
+
+from actors.vllm_generators import keep_generators
 
 
 class BudgetStateHolder(thinking_budget_state.ThinkingBudgetStateHolder):
@@ -33,3 +36,4 @@ class ServedBudget:
 
 
 thinking_budget_state.ThinkingBudgetStateHolder = BudgetStateHolder  # type: ignore[misc]
+keep_generators()

@@ -6,7 +6,10 @@ What is typed goes to the model as it is, `/think` and `/no_think` included: the
 
 from __future__ import annotations
 
+import logging
+import os
 import re
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -128,6 +131,7 @@ def talk_to(
     Raises:
         ConfigError: the engine cannot compute this model.
     """
+    _quiet()
     from actors.chat_engine import ChatEngine
 
     config = ModelConfig(path=model, dtype=dtype)  # type: ignore[arg-type]
@@ -138,6 +142,21 @@ def talk_to(
         run(Conversation(engine, max_new_tokens, STOP_TEXT, budget, sampling))
     finally:
         engine.close()
+
+
+def _quiet() -> None:
+    """The screen belongs to the conversation: of what vLLM and torch say errors alone, and on standard error.
+
+    VLLM_LOGGING_LEVEL asks for more. To be called before vLLM is imported.
+    """
+    for name, value in {
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_LOGGING_STREAM": "ext://sys.stderr",
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
+    }.items():
+        os.environ.setdefault(name, value)
+    logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"].upper())  # what it says while imported
+    warnings.filterwarnings("ignore", module=r"vllm\.")
 
 
 def run(conversation: Conversation) -> None:

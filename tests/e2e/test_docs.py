@@ -34,6 +34,8 @@ ELSEWHERE = {
     "rlplatform run configs/recipe/qwen3_mini.yaml --from cold": "tests/unit/test_plan.py",
     "rlplatform run configs/recipe/qwen3_mini.yaml --only fusion": "tests/unit/test_plan.py",
     "rlplatform eval runs/demo/rl/model --data runs/demo/data/test.jsonl --reward math -n 4": "tests/e2e/test_demo.py",
+    "rlplatform chat runs/demo/rl/model --budget 64": "tests/integration/test_serve.py",
+    "rlplatform serve runs/demo/rl/model --port 8000 --name demo": "tests/integration/test_serve.py",
     "rlplatform submit configs/recipe/demo.yaml --address http://127.0.0.1:8265 --smoke": (
         "tests/integration/test_submit.py"
     ),
