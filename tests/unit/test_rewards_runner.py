@@ -298,7 +298,7 @@ def test_columns_of_another_length_are_refused(pool, columns):
 
 
 def test_same_scores_from_main_thread_thread_and_event_loop(pool):
-    made = pool("context", "behave", timeout_s=0.5)
+    made = pool("context", "behave", timeout_s=1.5)
     rows = (["p"] * 4, ["c"] * 4, {"mode": ["ok", "raise", "sleep", "ok"]})
 
     def outcome():
