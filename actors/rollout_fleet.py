@@ -149,7 +149,7 @@ class RolloutFleet:
             ActorError, RunStopped: a worker failed.
         """
         check_servable(model_path, model, max_model_len)
-        while self._pumps and self.workers.open_refs:
+        while self._pumps:
             for reply in self.workers.ready(1.0):
                 self._pumps.pop(reply.call, None)
         self._set_up(model_path, model, sampling, max_model_len, environment)
