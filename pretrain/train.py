@@ -17,7 +17,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -216,13 +216,16 @@ def _tail(folder: RunFolder, progress: Callable[[dict[str, Any]], None] | None) 
         return
     done = threading.Event()
     seen = max((row["step"] for row in folder.read_metrics()), default=0)
+    new_lines = LinesAsWritten(folder.metrics_file)
 
     def report_new() -> None:
         nonlocal seen
-        for row in folder.read_metrics():
-            if row["step"] > seen:
-                seen = row["step"]
-                progress(row)
+        for line in new_lines():
+            with suppress(json.JSONDecodeError):  # a line cut by a kill; its step is written again
+                row = json.loads(line)
+                if row["step"] > seen:
+                    seen = row["step"]
+                    progress(row)
 
     def follow() -> None:
         while not done.wait(0.2):
@@ -236,6 +239,27 @@ def _tail(folder: RunFolder, progress: Callable[[dict[str, Any]], None] | None) 
         done.set()
         thread.join(timeout=10.0)
         report_new()
+
+
+class LinesAsWritten:
+    """Each call returns the complete lines that a file has gained; a file that was replaced is read from its start."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.place = 0
+        self.inode = -1
+
+    def __call__(self) -> list[str]:
+        if not self.path.exists():
+            return []
+        with open(self.path, "rb") as file:
+            status = os.fstat(file.fileno())
+            if status.st_ino != self.inode or status.st_size < self.place:
+                self.inode, self.place = status.st_ino, 0
+            file.seek(self.place)
+            complete, newline, _ = file.read().rpartition(b"\n")
+        self.place += len(complete) + len(newline)
+        return complete.decode().split("\n") if newline else []
 
 
 @contextmanager
