@@ -1,6 +1,6 @@
 """Documents into rows of at most ``row_tokens`` tokens. numpy only; a function of the lengths alone.
 
-    lengths ── concatenate ──► one stream, cut every row_tokens          no token of room is lost, most rows cut a document
+    lengths ── concatenate ──► one stream, cut every row_tokens          no room is lost, most rows cut a document
             ── best_fit ─────► documents whole wherever they fit         few cuts, a little room is lost
 
 A row is made of pieces, a piece is a span of one document. Nothing is dropped or padded: a row that is not full is
@@ -39,12 +39,6 @@ class Rows:
         """Room that holds no token, as a share of all room."""
         room = len(self) * self.row_tokens
         return 1.0 - float(self.length.sum()) / room if room else 0.0
-
-    @property
-    def num_cut(self) -> int:
-        """Documents that lie in more than one piece."""
-        _, counts = np.unique(self.document, return_counts=True)
-        return int((counts > 1).sum())
 
 
 def concatenate(lengths: np.ndarray, row_tokens: int) -> Rows:
