@@ -69,15 +69,18 @@ def learning_rate(config: OptimizerConfig, step: int, num_steps: int) -> float:
     """The rate of optimiser step ``step`` (from 0) of ``num_steps``.
 
     Rises linearly over ``warmup_steps`` and reaches ``lr`` on the last of them; linear and cosine decay then reach
-    ``lr * final_lr_ratio`` exactly on step ``num_steps - 1``. A skipped step counts as a step.
+    ``lr * final_lr_ratio`` exactly on step ``num_steps - 1``, with ``decay_steps`` falling over the last so many steps
+    only (warm-up, stable, decay: Hu et al. 2024, arXiv 2404.06395). A skipped step counts as a step.
     """
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
     if config.decay == "constant":
         return config.lr
-    peak = max(config.warmup_steps - 1, 0)
-    if num_steps - 1 <= peak:
-        return config.lr  # no step is left to decay over
+    peak = max(config.warmup_steps - 1, 0)  # the last step at lr
+    if config.decay_steps:
+        peak = max(peak, num_steps - 1 - config.decay_steps)
+    if num_steps - 1 <= peak or step <= peak:
+        return config.lr  # still stable, or no step is left to decay over
     progress = min((step - peak) / (num_steps - 1 - peak), 1.0)
     share = 1.0 - progress if config.decay == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
     return config.lr * (config.final_lr_ratio + (1.0 - config.final_lr_ratio) * share)

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from model.moe import RouterRecord
-from pretrain.examples import Examples
 from pretrain.setup import StepConfig
 from pretrain.step import count_experts, plan_steps, rank_micro_batches
 from pretrain.train import drop_metrics_after, load_checkpoint, save_checkpoint
@@ -42,17 +41,16 @@ class Objective(Protocol):
     def watched(self) -> str: ...  # the metric whose last values ``stop`` is shown
 
     @property
-    def examples(self) -> Examples: ...
-
-    @property
     def lengths(self) -> np.ndarray: ...  # int64 [N], tokens
 
     @property
-    def ids(self) -> Sequence[str]: ...  # [N], names a row in every report
+    def ids(self) -> Sequence[Any]: ...  # [N], names a row in every report
 
     def fingerprint(self) -> str: ...  # changes with anything that a step could see
 
-    def members(self, rows: np.ndarray) -> np.ndarray: ...  # rows of ``examples`` that these rows are made of
+    def packed(
+        self, rows: np.ndarray, device: torch.device | str
+    ) -> tuple[torch.Tensor, ...]: ...  # token ids, positions, row boundaries, targets: what ``count_experts`` runs
 
     def denominator(self, rows: np.ndarray) -> int: ...  # of the loss of a step that takes ``rows``
 
@@ -70,13 +68,12 @@ def train_steps(
     folder: RunFolder,
     *,
     stop: Callable[[Sequence[float]], bool] = lambda recent: False,
-    evaluate: Callable[[], Mapping[str, float]] | None = None,
-    evaluate_every: int = 0,
+    after_step: Callable[[Mapping[str, Any]], Mapping[str, float]] = lambda row: {},
 ) -> dict[str, Any]:
     """All optimiser steps from the newest checkpoint on; returns the metrics of the last one.
 
-    ``stop`` is given the watched metric of the last ``STOP_WINDOW`` steps and ends training early. ``evaluate`` runs
-    after every ``evaluate_every``-th step; what it returns is part of that step's metrics.
+    ``stop`` is given the watched metric of the last ``STOP_WINDOW`` steps and ends training early. ``after_step`` is
+    given a step's metrics on every rank; what it returns is added to them.
     """
     identity = {
         "seed": config.seed,
@@ -92,6 +89,7 @@ def train_steps(
         )
     row: dict[str, Any] = {} if state is None else state["metrics"]
     seen = 0 if state is None else int(state["rows_seen"])
+    tokens_seen = 0 if state is None else int(state["tokens_seen"])
     recent: list[float] = [] if state is None else list(state["recent"])  # equal on every rank, so all decide alike
     if engine.rank == 0:
         drop_metrics_after(folder, engine.num_steps)
@@ -107,16 +105,16 @@ def train_steps(
     done = stop(recent) or engine.num_steps >= config.num_steps
     while not done:
         rows = next(steps)
-        seen += len(rows)
-        row = {**one_step(engine, objective, rows, config, folder), "epoch": round(seen / len(objective.lengths), 4)}
-        if evaluate is not None and evaluate_every and engine.num_steps % evaluate_every == 0:
-            row |= evaluate()
+        row = one_step(engine, objective, rows, config, folder)
+        seen, tokens_seen = seen + len(rows), tokens_seen + row["tokens"]
+        row |= {"epoch": round(seen / len(objective.lengths), 4), "tokens_seen": tokens_seen}
+        row |= after_step(row)
         if engine.rank == 0:
             folder.append_metrics(row)
         recent = [*recent, row[objective.watched]][-STOP_WINDOW:]
         done = stop(recent) or engine.num_steps >= config.num_steps
         if done or (every and engine.num_steps % every == 0):
-            state = {"identity": identity, "rows_seen": seen, "recent": recent, "metrics": row}
+            state = {"identity": identity, "rows_seen": seen, "tokens_seen": tokens_seen, "recent": recent, "metrics": row}
             save_checkpoint(folder.checkpoints, engine, state=state, keep_last=config.checkpoint.keep_last)
     return row
 
@@ -170,7 +168,7 @@ def _router_step(
     router = router_step(engine, losses, num_tokens=num_tokens, num_micro_batches=len(parts))
     with counting_pass(engine.device):
         for part in parts if router.must_count else ():
-            record = count_experts(engine, objective.examples, objective.members(part), device=engine.device)
+            record = count_experts(engine, *objective.packed(part, engine.device))
             router.count(record if len(part) else None)
     return router
 

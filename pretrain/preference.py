@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from model.moe import RouterRecord
-from pretrain.examples import Examples
 from pretrain.loop import export, my_micro_batches, train_steps
 from pretrain.preference_data import PairColumns, Pairs, held_out, load_pairs
 from pretrain.preference_step import members, micro_batch_pair_loss, pair_scores
+from pretrain.step import packed
 from pretrain.setup import TrainingResult, engine_for, fit, model_options, prepare, received, write_dropped
 from rlplatform.config import PreferenceConfig
 from rlplatform.datafiles import DataError
@@ -127,14 +127,18 @@ def preference_worker(settings: dict[str, Any]) -> dict[str, Any]:
         settings=asdict(text_of(config)),
     )
     engine = engine_for(model, config, policy=model)
-    measured = None if heldout is None else partial(measure, engine, Comparison(heldout, config.centring), config)
+
+    def after_step(row: Mapping[str, Any]) -> Mapping[str, float]:
+        if heldout is None or not config.evaluate_every or row["step"] % config.evaluate_every:
+            return {}
+        return measure(engine, Comparison(heldout, config.centring), config)
+
     row = train_steps(
         engine,
         Comparison(pairs, config.centring),
         config,
         folder,
-        evaluate=measured,
-        evaluate_every=config.evaluate_every,
+        after_step=after_step,
     )
     summary = {
         "steps": engine.num_steps,
@@ -157,10 +161,6 @@ class Comparison:
     watched: str = "preference/accuracy"
 
     @property
-    def examples(self) -> Examples:
-        return self.pairs.examples
-
-    @property
     def lengths(self) -> np.ndarray:
         return self.pairs.lengths
 
@@ -171,8 +171,8 @@ class Comparison:
     def fingerprint(self) -> str:
         return self.pairs.fingerprint()
 
-    def members(self, rows: np.ndarray) -> np.ndarray:
-        return members(rows)
+    def packed(self, rows: np.ndarray, device: torch.device | str) -> tuple[torch.Tensor, ...]:
+        return packed(self.pairs.examples, members(rows), device)
 
     def denominator(self, rows: np.ndarray) -> int:
         return len(rows)

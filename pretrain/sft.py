@@ -19,7 +19,7 @@ from model.moe import RouterRecord
 from pretrain.examples import Examples, load_examples
 from pretrain.loop import STOP_WINDOW, export, my_micro_batches, sum_over_ranks, train_steps
 from pretrain.setup import TrainingResult, engine_for, fit, model_options, prepare, received, write_dropped
-from pretrain.step import micro_batch_loss
+from pretrain.step import micro_batch_loss, packed
 from rlplatform.config import SFTConfig
 
 if TYPE_CHECKING:
@@ -142,8 +142,8 @@ class NextToken:
     def fingerprint(self) -> str:
         return self.examples.fingerprint()
 
-    def members(self, rows: np.ndarray) -> np.ndarray:
-        return rows
+    def packed(self, rows: np.ndarray, device: torch.device | str) -> tuple[torch.Tensor, ...]:
+        return packed(self.examples, rows, device)
 
     def denominator(self, rows: np.ndarray) -> int:
         return int(self.examples.loss_tokens[rows].sum())

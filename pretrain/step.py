@@ -96,12 +96,15 @@ def micro_batch_loss(
 
 
 def count_experts(
-    score: Callable[..., Any], examples: Examples, rows: np.ndarray, *, device: torch.device | str = "cpu"
+    score: Callable[..., Any],
+    token_ids: torch.Tensor,
+    positions: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    targets: torch.Tensor,
 ) -> RouterRecord:
     """What the routers do with one micro-batch: its forward pass, no token scored."""
     router = RouterRecord()
-    *tokens, targets = packed(examples, rows, device)
-    score(*tokens, targets[:0], router=router)
+    score(token_ids, positions, cu_seqlens, targets[:0], router=router)
     return router
 
 

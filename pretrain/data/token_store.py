@@ -187,13 +187,28 @@ class TokenStore:
         """int64 [R], tokens of each row."""
         return np.concatenate([np.diff(rows) for _, rows in self._token_bounds] or [np.zeros(0, dtype=np.int64)])
 
+    @cached_property
+    def pieces_per_row(self) -> np.ndarray:
+        """int64 [R]."""
+        return np.concatenate([np.diff(arrays["rows"]) for arrays in self._arrays] or [np.zeros(0, dtype=np.int64)])
+
+    def piece_lengths(self, row: int) -> np.ndarray:
+        """int64, tokens of each piece of a row; reads no token."""
+        shard, local = self._place(row)
+        arrays = self._arrays[shard]
+        return np.asarray(arrays["pieces"][arrays["rows"][local] : arrays["rows"][local + 1], 2])
+
+    def _place(self, row: int) -> tuple[int, int]:
+        """(shard, row within it)"""
+        shard = int(np.searchsorted(self._first_rows, row, side="right")) - 1
+        return shard, int(row - self._first_rows[shard])
+
     def read(self, rows: Sequence[int] | np.ndarray) -> Batch:
         """The given rows, in the given order."""
         tokens, lengths, documents, row_lengths = [], [], [], []
         for row in np.asarray(rows, dtype=np.int64):
-            shard = int(np.searchsorted(self._first_rows, row, side="right")) - 1
+            shard, local = self._place(row)
             arrays, (cu_pieces, cu_rows) = self._arrays[shard], self._token_bounds[shard]
-            local = int(row - self._first_rows[shard])
             first, last = arrays["rows"][local], arrays["rows"][local + 1]
             tokens.append(np.asarray(arrays["tokens"][cu_rows[local] : cu_rows[local + 1]]))
             lengths.append(np.diff(cu_pieces[first : last + 1]))

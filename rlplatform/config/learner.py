@@ -19,7 +19,8 @@ class OptimizerConfig(TrackedReads):
     weight_decay: float = 0.0  # on matrices, not on norms and biases
     max_grad_norm: float = 1.0  # gradients are clipped to this norm; 0 = off
     warmup_steps: int = 0  # linear rise, in optimiser steps
-    decay: Literal["constant", "linear", "cosine"] = "constant"  # over the optimiser steps of the whole run
+    decay: Literal["constant", "linear", "cosine"] = "constant"  # from lr down, over decay_steps
+    decay_steps: int = 0  # the last steps, before them lr is stable (WSD, arXiv 2404.06395); 0 = all after the rise
     final_lr_ratio: float = 0.0  # lr of the last step / lr, for linear and cosine
     max_skipped_steps: int = 5  # non-finite gradients in a row that stop the run
 
@@ -27,6 +28,11 @@ class OptimizerConfig(TrackedReads):
         require(self.lr >= 0, f"optimizer.lr: expected >= 0, got {self.lr}")
         require(0 <= self.final_lr_ratio <= 1, "optimizer.final_lr_ratio: expected in [0, 1]")
         require(self.warmup_steps >= 0, "optimizer.warmup_steps: expected >= 0")
+        require(self.decay_steps >= 0, f"optimizer.decay_steps: expected >= 0, got {self.decay_steps}")
+        require(
+            not (self.decay_steps and self.decay == "constant"),
+            "optimizer.decay_steps: expected decay: linear or cosine with it, got constant, which never falls",
+        )
 
 
 @dataclass(frozen=True)

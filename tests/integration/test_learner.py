@@ -476,6 +476,10 @@ def test_the_schedule_counts_optimiser_steps(start: Any) -> None:
         (OptimizerConfig(lr=2.0, decay="linear", warmup_steps=2, final_lr_ratio=0.5), 4, [1.0, 2.0, 1.5, 1.0]),
         (OptimizerConfig(lr=1.0, decay="cosine", final_lr_ratio=0.1), 3, [1.0, 0.55, 0.1]),
         (OptimizerConfig(lr=1.0, decay="cosine"), 1, [1.0]),
+        (OptimizerConfig(lr=1.0, decay="linear", decay_steps=2), 5, [1.0, 1.0, 1.0, 0.5, 0.0]),
+        (OptimizerConfig(lr=1.0, decay="linear", decay_steps=2, warmup_steps=2), 5, [0.5, 1.0, 1.0, 0.5, 0.0]),
+        (OptimizerConfig(lr=1.0, decay="cosine", decay_steps=2, final_lr_ratio=0.1), 4, [1.0, 1.0, 0.55, 0.1]),
+        (OptimizerConfig(lr=1.0, decay="linear", decay_steps=9, warmup_steps=2), 4, [0.5, 1.0, 0.5, 0.0]),
     ],
 )
 def test_learning_rates_by_hand(config: OptimizerConfig, num_steps: int, expected: list[float]) -> None:

@@ -1,0 +1,331 @@
+"""Pretraining: packed tokens in, a Hugging Face folder out. Ray Train runs the ranks, DeepSpeed the steps.
+
+    driver: opens and checks the packed tokens ─► every rank opens them, memory-mapped
+    rank:   plan_steps ─► its rows ─► backward ... ─► step ─► metrics.jsonl, checkpoints ─► model/
+
+The loss is the mean over all targets of the step, one denominator whatever the ranks and micro-batches; every group's
+own mean (by source, by label) stands beside it. Which rows a step takes follows from (seed, step): any world size sees
+the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from model.config import Qwen3Config
+from model.moe import RouterRecord
+from pretrain.data.token_store import Batch, TokenStore
+from pretrain.loop import export, my_micro_batches, sum_over_ranks, train_steps
+from pretrain.setup import TrainingResult, engine_for, model_options
+from pretrain.train import run_on_ray_train
+from pretrain.data.tokens import SEPARATOR
+from rlplatform.config import ConfigError, PretrainConfig
+from rlplatform.flops import forward_flops
+from rlplatform.runs import RunFolder
+from rlplatform.servable import check_positions
+
+if TYPE_CHECKING:
+    import torch
+
+    from actors.engine import TrainEngine
+
+COMPLETIONS = "completions.jsonl"
+
+
+def run_pretraining(
+    config: PretrainConfig, *, progress: Callable[[dict[str, Any]], None] | None = None
+) -> TrainingResult:
+    """Train ``config.model.path`` on the packed tokens of ``config.data``.
+
+    Per-step metrics go to ``metrics.jsonl`` in ``config.run_dir``: those of ``pretrain.sft.run_sft``, ``loss/GROUP=NAME``
+    (nats per target of a group's documents, where the step had any), ``tokens_seen``, ``tflops`` (10^12 operations of
+    the model in the step, forward and backward) and, with ``config.peak_tflops``, ``mfu``; where they were measured, ``heldout/loss`` and each group's. A run that was killed continues from its
+    newest complete checkpoint. Needs ``ray.init()`` before.
+
+    Raises:
+        DataError: the packed tokens are not there, or not what their manifest says.
+        ConfigError: rows longer than a step or than the model's positions, another tokenizer's ids, or the cluster is
+            too small.
+        RunStopped: too many steps in a row with a gradient that is not finite.
+        TrainingError: more worker failures than ``config.max_failures``.
+    """
+    began = time.perf_counter()
+    if not config.model.path:
+        raise ConfigError("model.path: expected a Hugging Face folder or hub id to train, got nothing")
+    check_positions(config.model.path, config.model)
+    folder = RunFolder(config.run_dir)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    for name in filter(None, (config.data.path, config.data.heldout)):
+        check_fit(TokenStore(name, verify=True), config)
+    trained = run_on_ray_train(
+        pretraining_worker,
+        {"config": absolute(config), "folder": str(folder.path.resolve())},
+        folder=folder,
+        learner=config.learner,
+        max_failures=config.max_failures,
+        progress=progress,
+    )
+    summary = {**trained, "seconds": round(time.perf_counter() - began, 1)}
+    folder.save_json("summary.json", summary)
+    return TrainingResult(folder.model, folder.metrics_file, summary)
+
+
+def absolute(config: PretrainConfig) -> PretrainConfig:
+    """The config with whole paths: a worker's working directory is not the driver's."""
+
+    def whole(path: str) -> str:
+        return str(Path(path).resolve()) if path and Path(path).exists() else path
+
+    data = replace(config.data, path=whole(config.data.path), heldout=whole(config.data.heldout))
+    return replace(config, data=data, model=replace(config.model, path=whole(config.model.path)))
+
+
+def check_fit(store: TokenStore, config: PretrainConfig) -> None:
+    """Raises ConfigError where rows and model, or rows and steps, do not fit."""
+    from transformers import AutoConfig
+
+    row_tokens = store.manifest.row_tokens
+    if row_tokens * config.learner.num_workers > config.tokens_per_step:
+        raise ConfigError(
+            f"tokens_per_step={config.tokens_per_step}: expected at least row_tokens x learner.num_workers = "
+            f"{row_tokens * config.learner.num_workers}, so that every rank has a row in every step"
+        )
+    model = AutoConfig.from_pretrained(config.model.path, trust_remote_code=config.model.trust_remote_code)
+    if store.manifest.separator >= model.vocab_size:
+        raise ConfigError(
+            f"{store.folder}: its ids go up to {store.manifest.separator} at least, the model {config.model.path} has "
+            f"{model.vocab_size} embeddings; pack the documents with the model's tokenizer"
+        )
+
+
+# --- what a step sees -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PackedDocuments:
+    """Cross-entropy of packed rows (``pretrain.loop.Objective``); a row is what ``TokenStore`` calls one."""
+
+    store: TokenStore
+    chunk_tokens: int
+    cross_document_attention: bool = False
+    architecture: Qwen3Config | None = None  # to count operations with; None: they are not counted
+    watched: str = "loss"
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return self.store.lengths
+
+    @property
+    def ids(self) -> Sequence[int]:
+        return range(len(self.store))
+
+    def fingerprint(self) -> str:
+        hashes = [shard.blake2b for shard in self.store.manifest.shards]
+        text = json.dumps([hashes, self.cross_document_attention])
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+    @cached_property
+    def num_targets(self) -> np.ndarray:
+        """int64 [R]: a row's tokens less those that nothing before them could predict."""
+        return self.lengths - (1 if self.cross_document_attention else self.store.pieces_per_row)
+
+    @cached_property
+    def groups(self) -> list[tuple[str, tuple[str, ...], np.ndarray]]:
+        """(column, its values, which of them each document has) of every group column."""
+        return [(name, *self.store.groups(name)) for name in self.store.manifest.groups]
+
+    def denominator(self, rows: np.ndarray) -> int:
+        return int(self.num_targets[rows].sum())
+
+    def packed(self, rows: np.ndarray, device: torch.device | str) -> tuple[torch.Tensor, ...]:
+        return self._arguments(self.store.read(rows if len(rows) else [0]), device, with_targets=bool(len(rows)))
+
+    def _arguments(self, batch: Batch, device: torch.device | str, *, with_targets: bool) -> tuple[torch.Tensor, ...]:
+        import torch
+
+        bounds = batch.cu_rows if self.cross_document_attention else batch.cu_pieces
+        lengths = np.diff(bounds)
+        positions = np.arange(bounds[-1]) - np.repeat(bounds[:-1], lengths)
+        targets = np.flatnonzero(positions) if with_targets else np.zeros(0, dtype=np.int64)
+        return (
+            torch.as_tensor(batch.token_ids, dtype=torch.int64, device=device),
+            torch.as_tensor(positions, dtype=torch.int64, device=device),
+            torch.as_tensor(bounds, dtype=torch.int32, device=device),
+            torch.as_tensor(targets, dtype=torch.int64, device=device),
+        )
+
+    def loss(
+        self, engine: TrainEngine, rows: np.ndarray, denominator: int, router: RouterRecord | None = None
+    ) -> tuple[torch.Tensor, list[float]]:
+        """A micro-batch's share of the loss; and the summed loss, then sum and count of every value of every group."""
+        import torch
+
+        batch = self.store.read(rows if len(rows) else [0])
+        arguments = self._arguments(batch, engine.device, with_targets=bool(len(rows)))
+        logprobs, _ = engine(*arguments, chunk_tokens=self.chunk_tokens, router=router)
+        piece = np.repeat(np.arange(len(batch.document)), np.diff(batch.cu_pieces))
+        document = batch.document[piece[arguments[3].cpu().numpy()]]
+        nll = -logprobs.detach().double()
+        sums = [nll.sum()[None]]
+        for _, names, codes in self.groups:
+            code = torch.as_tensor(codes[document], dtype=torch.int64, device=engine.device)
+            zeros = torch.zeros(len(names), dtype=torch.float64, device=engine.device)
+            sums += [zeros.index_add(0, code, nll), torch.bincount(code, minlength=len(names)).double()]
+        return -logprobs.sum() / denominator, torch.cat(sums).tolist()
+
+    def metrics(self, sums: Sequence[float], rows: np.ndarray) -> dict[str, float]:
+        targets = self.denominator(rows)
+        found: dict[str, float] = {"loss": sums[0] / targets, "loss_tokens": targets}
+        if self.architecture is not None:
+            found["tflops"] = 3 * self._forward_flops(rows, self.architecture) / 1e12  # a backward pass costs two forward passes
+        place = 1
+        for column, names, _ in self.groups:
+            losses, counts = sums[place : place + len(names)], sums[place + len(names) : place + 2 * len(names)]
+            place += 2 * len(names)
+            for name, loss, count in zip(names, losses, counts, strict=True):
+                if count:
+                    found[f"loss/{column}={name}"] = loss / count
+        return found
+
+    def _forward_flops(self, rows: np.ndarray, architecture: Qwen3Config) -> int:
+        lengths = (
+            self.lengths[rows]
+            if self.cross_document_attention
+            else np.concatenate([self.store.piece_lengths(row) for row in rows])
+        )
+        different, counts = np.unique(lengths, return_counts=True)
+        return sum(
+            count * forward_flops(architecture, length)
+            for length, count in zip(different.tolist(), counts.tolist(), strict=True)
+        )
+
+
+# --- on every rank --------------------------------------------------------------------------------------------------
+
+
+def pretraining_worker(settings: dict[str, Any]) -> dict[str, Any]:
+    """Build the engine, continue where a checkpoint stands, train, measure, export."""
+    import ray.train
+
+    from model.hf import load_policy
+    from model.logprobs import TokenScorer
+
+    config: PretrainConfig = settings["config"]
+    folder = RunFolder(settings["folder"])
+    policy = load_policy(config.model.path, **model_options(config))
+    engine = engine_for(TokenScorer(policy), with_schedule_in_steps(config))
+    objective = objective_of(config.data.path, config, policy)
+    heldout = objective_of(config.data.heldout, config, policy) if config.data.heldout else None
+    watch = Watch(engine, config, folder, heldout)
+    row = train_steps(engine, objective, config, folder, after_step=watch)
+    summary = {
+        "steps": engine.num_steps,
+        "tokens": row["tokens_seen"],
+        "loss": row["loss"],
+        "skipped_steps": engine.num_skipped,
+        **{name: value for name, value in row.items() if name.startswith("heldout/")},
+    }
+    export(engine, folder)
+    ray.train.report({"steps": engine.num_steps})
+    return summary
+
+
+def with_schedule_in_steps(config: PretrainConfig) -> PretrainConfig:
+    """The config with what its schedule says in tokens said in optimiser steps."""
+    optimizer = config.optimizer
+    if config.warmup_tokens:
+        optimizer = replace(optimizer, warmup_steps=config.steps_of(config.warmup_tokens))
+    if config.decay_tokens:
+        optimizer = replace(optimizer, decay_steps=config.steps_of(config.decay_tokens))
+    return replace(config, optimizer=optimizer, warmup_tokens=0, decay_tokens=0)
+
+
+def objective_of(path: str, config: PretrainConfig, policy: Any) -> PackedDocuments:
+    architecture = policy.config if isinstance(policy.config, Qwen3Config) else None
+    return PackedDocuments(
+        TokenStore(path), config.learner.logprob_chunk_tokens, config.data.cross_document_attention, architecture
+    )
+
+
+@dataclass
+class Watch:
+    """What is looked at after a step: use of the device, held-out loss, completions."""
+
+    engine: TrainEngine
+    config: PretrainConfig
+    folder: RunFolder
+    heldout: PackedDocuments | None
+
+    def __call__(self, row: Mapping[str, Any]) -> dict[str, float]:
+        step = int(row["step"])
+        last = step >= self.config.num_steps
+        found: dict[str, float] = {}
+        if self.config.peak_tflops:
+            found["mfu"] = row["tflops"] / row["seconds"] / (self.config.peak_tflops * self.engine.world_size)
+        if self.heldout is not None and (last or due(step, self.config.evaluate_every)):
+            measured = measure(self.engine, self.heldout, self.config)
+            found |= {f"heldout/{name}": value for name, value in measured.items() if name.startswith("loss")}
+        if self.config.completions.prompts and (last or due(step, self.config.completions.every)):
+            self._complete(step)
+        return found
+
+    def _complete(self, step: int) -> None:
+        """One line a prompt in ``completions.jsonl``, written by rank 0 while the others wait."""
+        import torch.distributed as dist
+
+        if self.engine.rank == 0:
+            rows = complete(self.engine, self.config)
+            lines = [json.dumps({"step": step, **row}, ensure_ascii=False) + "\n" for row in rows]
+            with open(self.folder.path / COMPLETIONS, "a", encoding="utf-8") as file:
+                file.writelines(lines)
+        dist.barrier()
+
+
+def due(step: int, every: int) -> bool:
+    return bool(every) and step % every == 0
+
+
+def complete(engine: TrainEngine, config: PretrainConfig) -> list[dict[str, Any]]:
+    """``prompt`` and ``completion`` of every prompt, by the weights as they are."""
+    from model.generate import generate
+    from rlplatform.servable import tokenizer_of
+
+    asked = config.completions
+    tokenizer = tokenizer_of(config.model.path, trust_remote_code=config.model.trust_remote_code)
+    engine.eval()
+    completions = generate(
+        engine.policy,  # type: ignore[arg-type]
+        [tokenizer.encode(prompt, add_special_tokens=False) for prompt in asked.prompts],
+        max_new_tokens=asked.max_new_tokens,
+        temperature=asked.temperature,
+        seed=config.seed,
+        stop_token_ids=[tokenizer.convert_tokens_to_ids(SEPARATOR)],
+    )
+    engine.train()
+    return [
+        {"prompt": prompt, "completion": tokenizer.decode(completion.token_ids)}
+        for prompt, completion in zip(asked.prompts, completions, strict=True)
+    ]
+
+
+def measure(engine: TrainEngine, objective: PackedDocuments, config: PretrainConfig) -> dict[str, float]:
+    """``loss`` over all rows and of every group, nats per target; changes nothing."""
+    import torch
+
+    engine.eval()
+    rows = np.arange(len(objective.store))
+    parts = my_micro_batches(engine, objective, rows, config)
+    with torch.no_grad():
+        sums = [objective.loss(engine, part, objective.denominator(rows))[1] for part in parts]
+    engine.train()
+    totals = sum_over_ranks(engine, [sum(column) for column in zip(*sums, strict=True)])
+    return objective.metrics(totals, rows)

@@ -1,0 +1,100 @@
+"""``kind: tokens`` and ``kind: pretrain``: documents to packed tokens, packed tokens to a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from rlplatform.config.base import require
+from rlplatform.config.generation import ModelConfig
+from rlplatform.config.learner import CheckpointConfig, LearnerConfig, OptimizerConfig
+from rlplatform.reads import TrackedReads
+
+
+@dataclass(frozen=True)
+class TokensConfig(TrackedReads):
+    """Documents tokenised, joined by ``<|endoftext|>`` and laid into rows (docs/pretraining.md)."""
+
+    kind: Literal["tokens"] = "tokens"  # which kind of run this file is
+    name: str = "tokens"  # shown in progress and reports
+    seed: int = 0  # every random draw of the run derives from it
+    run_dir: str = "runs/${name}"  # where everything the run leaves behind lies
+    documents: str = ""  # folder of document shards, e.g. stage:clean
+    mixture: str = ""  # folder that says how often each document is taken, stage:NAME; "" = each once
+    tokenizer: str = ""  # folder or hub id of a model or tokenizer, e.g. stage:init
+    row_tokens: int = 4096  # tokens of a full row: the training length
+    packing: Literal["concatenate", "best_fit"] = (
+        "concatenate"  # end to end, cut at row_tokens; or documents whole wherever they fit (arXiv 2404.10830)
+    )
+    groups: tuple[str, ...] = ("source",)  # losses are told apart by these: source, or names of labels
+    num_workers: int = 0  # shards tokenised at a time; 0 = as many as the cluster has CPUs for
+
+    def __post_init__(self) -> None:
+        require(self.row_tokens >= 2, f"row_tokens: expected >= 2, got {self.row_tokens}")
+        require(self.num_workers >= 0, f"num_workers: expected >= 0 (0 = all), got {self.num_workers}")
+
+
+@dataclass(frozen=True)
+class PackedDataConfig(TrackedReads):
+    """Packed tokens to train on."""
+
+    path: str = ""  # what a `tokens` stage left: a folder, or stage:NAME
+    heldout: str = ""  # packed tokens that are measured, never trained on; "" = none
+    shuffle: bool = True  # a new order of rows every epoch, from (seed, epoch)
+    cross_document_attention: bool = False  # let a token see the documents before its own in the row
+
+
+@dataclass(frozen=True)
+class CompletionsConfig(TrackedReads):
+    """Samples of what the model writes while it trains: completions.jsonl."""
+
+    prompts: tuple[str, ...] = ()  # text to go on with
+    every: int = 0  # optimiser steps; 0 = after the last only
+    max_new_tokens: int = 64
+    temperature: float = 0.0  # 0 = greedy
+
+    def __post_init__(self) -> None:
+        require(self.max_new_tokens > 0, f"completions.max_new_tokens: expected > 0, got {self.max_new_tokens}")
+
+
+@dataclass(frozen=True)
+class PretrainConfig(TrackedReads):
+    """Next-token training on packed tokens, on Ray Train (docs/pretraining.md)."""
+
+    kind: Literal["pretrain"] = "pretrain"  # which kind of run this file is
+    name: str = "pretrain"  # shown in progress and reports
+    seed: int = 0  # every random draw of the run derives from it
+    run_dir: str = "runs/${name}"  # where everything the run leaves behind lies
+    num_tokens: int = 1_000_000  # of this stage; rounded up to whole optimiser steps
+    tokens_per_step: int = 8192  # tokens of one optimiser step, all ranks together
+    warmup_tokens: int = 0  # linear rise, in tokens; in place of optimizer.warmup_steps
+    decay_tokens: int = 0  # the decay takes this many tokens at the end; in place of optimizer.decay_steps
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: PackedDataConfig = field(default_factory=PackedDataConfig)
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1e-3, weight_decay=0.1))
+    optimizer_state: str = ""  # stage:NAME of a pretrain stage whose Adam moments go on; "" = new ones
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    evaluate_every: int = 0  # optimiser steps between measures of data.heldout; 0 = after the last only
+    completions: CompletionsConfig = field(default_factory=CompletionsConfig)
+    peak_tflops: float = 0.0  # of one rank's device, for MFU, e.g. 989 (H100, bfloat16, dense); 0 = not reported
+    max_failures: int = 2  # Ray Train restarts from the last checkpoint this many times
+
+    def __post_init__(self) -> None:
+        require(self.num_tokens >= 1, f"num_tokens: expected >= 1, got {self.num_tokens}")
+        require(self.tokens_per_step >= 1, f"tokens_per_step: expected >= 1, got {self.tokens_per_step}")
+        for name in ("warmup", "decay"):
+            tokens, steps = getattr(self, f"{name}_tokens"), getattr(self.optimizer, f"{name}_steps")
+            require(tokens >= 0, f"{name}_tokens: expected >= 0, got {tokens}")
+            require(
+                not (tokens and steps),
+                f"{name}_tokens={tokens} and optimizer.{name}_steps={steps}: expected one of them, they say the same",
+            )
+
+    @property
+    def num_steps(self) -> int:
+        """Optimiser steps."""
+        return self.steps_of(self.num_tokens)
+
+    def steps_of(self, tokens: int) -> int:
+        return -(-tokens // self.tokens_per_step)
