@@ -45,6 +45,11 @@ SECTIONS = (
     config.EvaluationConfig,
     config.CheckpointConfig,
     config.TrackerConfig,
+    config.SourceConfig,
+    config.PdfConfig,
+    config.EndpointConfig,
+    config.ResponsesConfig,
+    config.WorkersConfig,
 )
 
 

@@ -10,7 +10,15 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from rlplatform.config import BenchmarksConfig, ConfigError, DatasetConfig, InitModelConfig, PreferenceConfig, SFTConfig
+from rlplatform.config import (
+    BenchmarksConfig,
+    ConfigError,
+    DatasetConfig,
+    DocumentsConfig,
+    InitModelConfig,
+    PreferenceConfig,
+    SFTConfig,
+)
 from rlplatform.data_stages import filter_rows, fusion
 from rlplatform.launch import Outcome, make_room, ray_session, run_eval, run_rl
 from rlplatform.runs import RunFolder, write_atomically
@@ -105,6 +113,26 @@ def benchmarks(config: BenchmarksConfig) -> Outcome:
     return run_benchmarks(config)
 
 
+def documents(config: DocumentsConfig) -> Outcome:
+    """Raw files of all sources to documents."""
+    from pretrain.data.documents import make_documents
+
+    RunFolder(config.run_dir).begin(config)
+    with ray_session():
+        summary = make_documents(config, progress_of(config.name, "tasks"))
+    return Outcome(config.run_dir, summary)
+
+
+def progress_of(name: str, what: str) -> Callable[[int, int], None]:
+    """About twenty lines of progress for a stage that works on ``what``: (finished, in all)."""
+
+    def show(finished: int, num: int) -> None:
+        if finished and (finished % max(num // 20, 1) == 0 or finished == num):
+            say(f"{name}: {finished} of {num} {what}")
+
+    return show
+
+
 STAGES: dict[str, Callable[[Any], Outcome]] = {
     "dataset": make_dataset,
     "init_model": init_model,
@@ -116,4 +144,5 @@ STAGES: dict[str, Callable[[Any], Outcome]] = {
     "sample": sample,
     "filter": filter_rows,
     "fusion": fusion,
+    "documents": documents,
 }

@@ -10,6 +10,14 @@ from __future__ import annotations
 
 from rlplatform.config.algorithm import AlgorithmConfig, TeacherConfig
 from rlplatform.config.base import ConfigError
+from rlplatform.config.corpus_documents import (
+    DocumentsConfig,
+    EndpointConfig,
+    PdfConfig,
+    ResponsesConfig,
+    SourceConfig,
+    WorkersConfig,
+)
 from rlplatform.config.data_stages import DatasetConfig, FilterConfig, FusionConfig, InitModelConfig, SampleConfig
 from rlplatform.config.evaluation import BenchmarksConfig, EvalConfig
 from rlplatform.config.generation import DataConfig, ModelConfig, RolloutConfig, SamplingConfig
@@ -27,6 +35,8 @@ __all__ = [
     "ConfigError",
     "DataConfig",
     "DatasetConfig",
+    "DocumentsConfig",
+    "EndpointConfig",
     "EnvironmentConfig",
     "EvalConfig",
     "EvaluationConfig",
@@ -37,16 +47,20 @@ __all__ = [
     "LoraConfig",
     "ModelConfig",
     "OptimizerConfig",
+    "PdfConfig",
     "PreferenceConfig",
     "PublishConfig",
     "RLConfig",
     "RecipeConfig",
+    "ResponsesConfig",
     "RewardConfig",
     "RolloutConfig",
     "RunConfig",
     "SFTConfig",
     "SampleConfig",
     "SamplingConfig",
+    "SourceConfig",
     "TeacherConfig",
     "TrackerConfig",
+    "WorkersConfig",
 ]
