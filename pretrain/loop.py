@@ -114,7 +114,13 @@ def train_steps(
         recent = [*recent, row[objective.watched]][-STOP_WINDOW:]
         done = stop(recent) or engine.num_steps >= config.num_steps
         if done or (every and engine.num_steps % every == 0):
-            state = {"identity": identity, "rows_seen": seen, "tokens_seen": tokens_seen, "recent": recent, "metrics": row}
+            state = {
+                "identity": identity,
+                "rows_seen": seen,
+                "tokens_seen": tokens_seen,
+                "recent": recent,
+                "metrics": row,
+            }
             save_checkpoint(folder.checkpoints, engine, state=state, keep_last=config.checkpoint.keep_last)
     return row
 

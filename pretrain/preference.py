@@ -20,8 +20,8 @@ from model.moe import RouterRecord
 from pretrain.loop import export, my_micro_batches, train_steps
 from pretrain.preference_data import PairColumns, Pairs, held_out, load_pairs
 from pretrain.preference_step import members, micro_batch_pair_loss, pair_scores
-from pretrain.step import packed
 from pretrain.setup import TrainingResult, engine_for, fit, model_options, prepare, received, write_dropped
+from pretrain.step import packed
 from rlplatform.config import PreferenceConfig
 from rlplatform.datafiles import DataError
 from rlplatform.preference_report import pair_report, write_report

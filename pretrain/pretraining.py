@@ -24,10 +24,10 @@ import numpy as np
 from model.config import Qwen3Config
 from model.moe import RouterRecord
 from pretrain.data.token_store import Batch, TokenStore
+from pretrain.data.tokens import SEPARATOR
 from pretrain.loop import export, my_micro_batches, sum_over_ranks, train_steps
 from pretrain.setup import TrainingResult, engine_for, model_options
 from pretrain.train import run_on_ray_train
-from pretrain.data.tokens import SEPARATOR
 from rlplatform.config import ConfigError, PretrainConfig
 from rlplatform.flops import forward_flops
 from rlplatform.runs import RunFolder
@@ -46,9 +46,10 @@ def run_pretraining(
 ) -> TrainingResult:
     """Train ``config.model.path`` on the packed tokens of ``config.data``.
 
-    Per-step metrics go to ``metrics.jsonl`` in ``config.run_dir``: those of ``pretrain.sft.run_sft``, ``loss/GROUP=NAME``
-    (nats per target of a group's documents, where the step had any), ``tokens_seen``, ``tflops`` (10^12 operations of
-    the model in the step, forward and backward) and, with ``config.peak_tflops``, ``mfu``; where they were measured, ``heldout/loss`` and each group's. A run that was killed continues from its
+    Per-step metrics go to ``metrics.jsonl`` in ``config.run_dir``: those of ``pretrain.sft.run_sft``; of every group
+    that had documents in the step ``loss/GROUP=NAME``, nats per target; ``tflops``, 10^12 operations of the model in the
+    step, forward and backward; with ``config.peak_tflops`` ``mfu``; where they were measured, ``heldout/loss`` and each
+    group's. ``completions.jsonl`` holds what the model wrote. A run that was killed continues from its
     newest complete checkpoint. Needs ``ray.init()`` before.
 
     Raises:
@@ -186,7 +187,9 @@ class PackedDocuments:
         targets = self.denominator(rows)
         found: dict[str, float] = {"loss": sums[0] / targets, "loss_tokens": targets}
         if self.architecture is not None:
-            found["tflops"] = 3 * self._forward_flops(rows, self.architecture) / 1e12  # a backward pass costs two forward passes
+            found["tflops"] = (
+                3 * self._forward_flops(rows, self.architecture) / 1e12
+            )  # a backward pass costs two forward passes
         place = 1
         for column, names, _ in self.groups:
             losses, counts = sums[place : place + len(names)], sums[place + len(names) : place + 2 * len(names)]

@@ -50,6 +50,8 @@ SECTIONS = (
     config.EndpointConfig,
     config.ResponsesConfig,
     config.WorkersConfig,
+    config.PackedDataConfig,
+    config.CompletionsConfig,
 )
 
 

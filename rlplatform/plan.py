@@ -23,10 +23,12 @@ from rlplatform.config import (
     FilterConfig,
     FusionConfig,
     PreferenceConfig,
+    PretrainConfig,
     RecipeConfig,
     RLConfig,
     RunConfig,
     SampleConfig,
+    TokensConfig,
 )
 from rlplatform.configfile import flat, inputs, stages, to_dict
 from rlplatform.reads import reads_do_not_count
@@ -281,6 +283,10 @@ def data_hashes(resolved: Any) -> dict[str, str]:
 
             paths += files_of(resolved)
         listed = _corpus(resolved) if isinstance(resolved, DocumentsConfig) else {}
+        if isinstance(resolved, TokensConfig):
+            paths += [resolved.documents, resolved.mixture]
+        if isinstance(resolved, PretrainConfig):  # the manifest holds the hashes of the tokens
+            paths = [f"{path}/manifest.json" for path in (resolved.data.path, resolved.data.heldout) if path]
     return listed | {path: _content(Path(path)) for path in paths if path and Path(path).exists()}
 
 

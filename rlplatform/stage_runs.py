@@ -17,7 +17,9 @@ from rlplatform.config import (
     DocumentsConfig,
     InitModelConfig,
     PreferenceConfig,
+    PretrainConfig,
     SFTConfig,
+    TokensConfig,
 )
 from rlplatform.data_stages import filter_rows, fusion
 from rlplatform.launch import Outcome, make_room, ray_session, run_eval, run_rl
@@ -86,8 +88,20 @@ def preference(config: PreferenceConfig) -> Outcome:
     return outcome
 
 
+def pretrain(config: PretrainConfig) -> Outcome:
+    from pretrain.pretraining import run_pretraining
+
+    def line(row: Mapping[str, Any]) -> str:
+        held_out = f"  held out {row['heldout/loss']:.3f}" if "heldout/loss" in row else ""
+        return f"loss {row['loss']:.3f}{held_out}  {row.get('tokens_per_s', 0):,.0f} tok/s"
+
+    return _train(config, partial(run_pretraining, config), line)
+
+
 def _train(
-    config: SFTConfig | PreferenceConfig, run: Callable[..., Any], line: Callable[[Mapping[str, Any]], str]
+    config: SFTConfig | PreferenceConfig | PretrainConfig,
+    run: Callable[..., Any],
+    line: Callable[[Mapping[str, Any]], str],
 ) -> Outcome:
     """``run(progress=...)`` in a Ray session; about twenty lines of progress."""
     from rlplatform.trackers import Progress
@@ -123,6 +137,34 @@ def documents(config: DocumentsConfig) -> Outcome:
     return Outcome(config.run_dir, summary)
 
 
+def tokens(config: TokensConfig) -> Outcome:
+    """Documents to packed tokens."""
+    from pretrain.data.documents import workers_of
+    from pretrain.data.tokens import TokenSettings, write_tokens
+
+    folder = RunFolder(config.run_dir)
+    folder.begin(config)
+    with ray_session():
+        manifest = write_tokens(
+            Path(config.documents),
+            folder.path,
+            config.tokenizer,
+            TokenSettings(config.row_tokens, config.packing, config.seed, config.groups),
+            copies=Path(config.mixture) if config.mixture else None,
+            workers=workers_of(config.workers),
+            progress=progress_of(config.name, "shards"),
+        )
+    summary = {
+        "documents": manifest.num_documents,
+        "placed": manifest.num_placed,
+        "tokens": manifest.num_tokens,
+        "rows": manifest.num_rows,
+        "cuts": manifest.num_cuts,
+        "waste": round(manifest.waste, 6),
+    }
+    return Outcome(config.run_dir, summary)
+
+
 def progress_of(name: str, what: str) -> Callable[[int, int], None]:
     """About twenty lines of progress for a stage that works on ``what``: (finished, in all)."""
 
@@ -145,4 +187,6 @@ STAGES: dict[str, Callable[[Any], Outcome]] = {
     "filter": filter_rows,
     "fusion": fusion,
     "documents": documents,
+    "tokens": tokens,
+    "pretrain": pretrain,
 }

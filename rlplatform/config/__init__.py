@@ -24,6 +24,7 @@ from rlplatform.config.generation import DataConfig, ModelConfig, RolloutConfig,
 from rlplatform.config.grading import EnvironmentConfig, RewardConfig
 from rlplatform.config.kinds import KINDS, RecipeConfig, RunConfig
 from rlplatform.config.learner import CheckpointConfig, LearnerConfig, LoraConfig, OptimizerConfig
+from rlplatform.config.pretraining import CompletionsConfig, PackedDataConfig, PretrainConfig, TokensConfig
 from rlplatform.config.rl import EvaluationConfig, PublishConfig, RLConfig, TrackerConfig
 from rlplatform.config.supervised import PreferenceConfig, SFTConfig
 
@@ -32,6 +33,7 @@ __all__ = [
     "AlgorithmConfig",
     "BenchmarksConfig",
     "CheckpointConfig",
+    "CompletionsConfig",
     "ConfigError",
     "DataConfig",
     "DatasetConfig",
@@ -47,8 +49,10 @@ __all__ = [
     "LoraConfig",
     "ModelConfig",
     "OptimizerConfig",
+    "PackedDataConfig",
     "PdfConfig",
     "PreferenceConfig",
+    "PretrainConfig",
     "PublishConfig",
     "RLConfig",
     "RecipeConfig",
@@ -61,6 +65,7 @@ __all__ = [
     "SamplingConfig",
     "SourceConfig",
     "TeacherConfig",
+    "TokensConfig",
     "TrackerConfig",
     "WorkersConfig",
 ]

@@ -9,6 +9,7 @@ from rlplatform.config.base import require
 from rlplatform.config.corpus_documents import DocumentsConfig
 from rlplatform.config.data_stages import DatasetConfig, FilterConfig, FusionConfig, InitModelConfig, SampleConfig
 from rlplatform.config.evaluation import BenchmarksConfig, EvalConfig
+from rlplatform.config.pretraining import PretrainConfig, TokensConfig
 from rlplatform.config.rl import RLConfig
 from rlplatform.config.supervised import PreferenceConfig, SFTConfig
 from rlplatform.reads import TrackedReads
@@ -40,6 +41,8 @@ RunConfig = (
     | FilterConfig
     | FusionConfig
     | DocumentsConfig
+    | TokensConfig
+    | PretrainConfig
     | RecipeConfig
 )
 KINDS: dict[str, type] = {
@@ -54,5 +57,7 @@ KINDS: dict[str, type] = {
     "filter": FilterConfig,
     "fusion": FusionConfig,
     "documents": DocumentsConfig,
+    "tokens": TokensConfig,
+    "pretrain": PretrainConfig,
     "recipe": RecipeConfig,
 }

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from rlplatform.config.base import require
+from rlplatform.config.corpus_documents import WorkersConfig
 from rlplatform.config.generation import ModelConfig
 from rlplatform.config.learner import CheckpointConfig, LearnerConfig, OptimizerConfig
 from rlplatform.reads import TrackedReads
@@ -27,11 +28,12 @@ class TokensConfig(TrackedReads):
         "concatenate"  # end to end, cut at row_tokens; or documents whole wherever they fit (arXiv 2404.10830)
     )
     groups: tuple[str, ...] = ("source",)  # losses are told apart by these: source, or names of labels
-    num_workers: int = 0  # shards tokenised at a time; 0 = as many as the cluster has CPUs for
+    workers: WorkersConfig = field(default_factory=WorkersConfig)
 
     def __post_init__(self) -> None:
+        require(bool(self.documents), "documents: expected a folder of documents, e.g. stage:clean, got nothing")
+        require(bool(self.tokenizer), "tokenizer: expected a folder or hub id, e.g. stage:init, got nothing")
         require(self.row_tokens >= 2, f"row_tokens: expected >= 2, got {self.row_tokens}")
-        require(self.num_workers >= 0, f"num_workers: expected >= 0 (0 = all), got {self.num_workers}")
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ def test_every_document_is_there_once_and_ends_with_the_separator(folder: Path, 
     manifest, store = written(folder, packing, packing=packing)
     encoder = Encoder(str(folder / "tokenizer"))
     expected = encoder([row["text"] for row in read_documents(folder / "documents")])
-    found = {number: tokens for number, tokens in documents_of(store)}
+    found = dict(documents_of(store).keys())
     assert len(found) == manifest.num_documents == manifest.num_placed == 90
     for number, token_ids in enumerate(expected):
         assert found[number] == tuple(token_ids.tolist())
@@ -124,9 +124,7 @@ def test_copies_say_how_often_a_document_is_laid(folder: Path) -> None:
         np.save(copies_path(copies, shard), numbers)
     manifest, store = written(folder, "copied", copies=copies)
     assert manifest.num_placed == sum(int(numbers.sum()) for numbers in chosen)
-    starts = Counter(
-        number for arrays in store._arrays for number, start, _ in arrays["pieces"].tolist() if start == 0
-    )
+    starts = Counter(number for arrays in store._arrays for number, start, _ in arrays["pieces"].tolist() if start == 0)
     assert [starts[k] for k in range(90)] == np.concatenate(chosen).tolist()
 
 
@@ -167,8 +165,8 @@ def test_a_changed_file_is_noticed(folder: Path) -> None:
     token_ids = np.load(path)
     token_ids[7] += 1
     np.save(path, token_ids)
-    with pytest.raises(DataError, match="shard 1 is not what manifest.json says"):
+    with pytest.raises(DataError, match=r"shard 1 is not what manifest\.json says"):
         TokenStore(folder / "broken", verify=True)
     np.save(path, token_ids[:-1])
-    with pytest.raises(DataError, match="shard 1 is not what manifest.json says"):
+    with pytest.raises(DataError, match=r"shard 1 is not what manifest\.json says"):
         TokenStore(folder / "broken")
