@@ -256,7 +256,7 @@ class TrainEngine:
         tensors are the live parameters: use them before the next step.
         """
         for name, parameter in self.policy.hf_named_parameters():
-            with self._gathered(parameter):
+            with self.gathered(parameter):
                 whole = parameter.detach().to("cpu", copy=self.zero_stage == 3) if self.rank == 0 else None
             if whole is not None:
                 yield name, whole
@@ -268,7 +268,20 @@ class TrainEngine:
     def _to_checkpoint(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return self.policy.to_checkpoint(merge_adapters(state.items(), self.lora.scale)) if self.rank == 0 else {}
 
-    def _gathered(self, parameter: nn.Parameter) -> contextlib.AbstractContextManager[Any]:
+    @property
+    def zero_optimizer(self) -> Any:
+        """DeepSpeed's wrapper with ZeRO 1 to 3, the bare AdamW without."""
+        return self._deepspeed.optimizer
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """AdamW over the parameters, with ZeRO over flat float32 slices of them."""
+        wrapped = self._deepspeed.optimizer
+        found: torch.optim.Optimizer = getattr(wrapped, "optimizer", wrapped)
+        return found
+
+    def gathered(self, parameter: nn.Parameter) -> contextlib.AbstractContextManager[Any]:
+        """The whole parameter inside the context, where ZeRO-3 cut it."""
         if self.zero_stage < 3:
             return contextlib.nullcontext()
         import deepspeed

@@ -20,7 +20,7 @@ import numpy as np
 from model.moe import RouterRecord
 from pretrain.setup import StepConfig
 from pretrain.step import count_experts, plan_steps, rank_micro_batches
-from pretrain.train import drop_metrics_after, load_checkpoint, save_checkpoint
+from pretrain.train import Checkpoints, drop_metrics_after
 from rlplatform.config import ConfigError
 from rlplatform.runs import RunFolder
 
@@ -81,7 +81,8 @@ def train_steps(
         "shuffle": config.data.shuffle,
         "examples": objective.fingerprint(),
     }
-    state = load_checkpoint(folder.checkpoints, engine)
+    checkpoints = Checkpoints(folder.checkpoints, engine, config.checkpoint)
+    state = checkpoints.load()
     if state is not None and state["identity"] != identity:
         raise ConfigError(
             f"the checkpoints in {folder.checkpoints} were written with {state['identity']}, this run has {identity}: "
@@ -121,7 +122,8 @@ def train_steps(
                 "recent": recent,
                 "metrics": row,
             }
-            save_checkpoint(folder.checkpoints, engine, state=state, keep_last=config.checkpoint.keep_last)
+            checkpoints.save(state)
+    checkpoints.wait()
     return row
 
 

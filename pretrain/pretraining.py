@@ -47,8 +47,8 @@ def run_pretraining(
     """Train ``config.model.path`` on the packed tokens of ``config.data``.
 
     Per-step metrics go to ``metrics.jsonl`` in ``config.run_dir``: those of ``pretrain.sft.run_sft``; of every group
-    that had documents in the step ``loss/GROUP=NAME``, nats per target; ``tflops``, 10^12 operations of the model in the
-    step, forward and backward; with ``config.peak_tflops`` ``mfu``; where they were measured, ``heldout/loss`` and each
+    that had documents in the step ``loss/GROUP=NAME``, nats per target; ``tflops``, 10^12 operations of the model in a
+    step, forward and backward; with ``config.peak_tflops`` ``mfu``; where they are measured, ``heldout/loss`` and each
     group's. ``completions.jsonl`` holds what the model wrote. A run that was killed continues from its
     newest complete checkpoint. Needs ``ray.init()`` before.
 
@@ -86,8 +86,12 @@ def absolute(config: PretrainConfig) -> PretrainConfig:
     def whole(path: str) -> str:
         return str(Path(path).resolve()) if path and Path(path).exists() else path
 
-    data = replace(config.data, path=whole(config.data.path), heldout=whole(config.data.heldout))
-    return replace(config, data=data, model=replace(config.model, path=whole(config.model.path)))
+    return replace(
+        config,
+        data=replace(config.data, path=whole(config.data.path), heldout=whole(config.data.heldout)),
+        model=replace(config.model, path=whole(config.model.path)),
+        optimizer_state=whole(config.optimizer_state),
+    )
 
 
 def check_fit(store: TokenStore, config: PretrainConfig) -> None:
@@ -228,6 +232,8 @@ def pretraining_worker(settings: dict[str, Any]) -> dict[str, Any]:
     engine = engine_for(TokenScorer(policy), with_schedule_in_steps(config))
     objective = objective_of(config.data.path, config, policy)
     heldout = objective_of(config.data.heldout, config, policy) if config.data.heldout else None
+    if config.optimizer_state:
+        continue_moments(engine, Path(config.optimizer_state))
     watch = Watch(engine, config, folder, heldout)
     row = train_steps(engine, objective, config, folder, after_step=watch)
     summary = {
@@ -240,6 +246,24 @@ def pretraining_worker(settings: dict[str, Any]) -> dict[str, Any]:
     export(engine, folder)
     ray.train.report({"steps": engine.num_steps})
     return summary
+
+
+def continue_moments(engine: TrainEngine, model: Path) -> None:
+    """The float32 weights and Adam moments of the run that exported ``model``; the schedule starts anew.
+
+    Raises:
+        ConfigError: that run left no portable checkpoint.
+    """
+    from actors import portable
+    from rlplatform import checkpoint
+
+    found = checkpoint.latest(model.parent / "checkpoints")
+    if found is None or not portable.is_portable(found.learner):
+        raise ConfigError(
+            f"optimizer_state={model}: expected the model of a pretrain stage with checkpoint.portable, whose folder "
+            "holds its last checkpoint"
+        )
+    portable.load(engine, found.learner, counters=False)
 
 
 def with_schedule_in_steps(config: PretrainConfig) -> PretrainConfig:

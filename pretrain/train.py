@@ -17,12 +17,13 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlplatform import checkpoint
-from rlplatform.config import ConfigError, LearnerConfig
+from rlplatform.config import CheckpointConfig, ConfigError, LearnerConfig
 from rlplatform.roles import RunStopped
 from rlplatform.runs import RunFolder, write_atomically
 
@@ -161,32 +162,65 @@ def redirect_output(path: Path) -> None:
     )
 
 
-def save_checkpoint(root: Path, engine: TrainEngine, *, state: Mapping[str, Any], keep_last: int) -> None:
-    """All ranks: one atomic checkpoint of the engine's current step, with ``state`` beside it."""
-    import torch.distributed as dist
+class Checkpoints:
+    """One run's checkpoints in ``root``. Every method is called by all ranks, in the same order."""
 
-    def write(folder: Path) -> None:
+    def __init__(self, root: Path, engine: TrainEngine, config: CheckpointConfig) -> None:
+        self._root, self._engine, self._config = root, engine, config
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future[Any] | None = None
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        """An atomic checkpoint of the engine's current step, with ``state`` beside it.
+
+        A portable one is copied here and written behind; what fails there is raised by the next call.
+        """
+        from actors import portable
+
+        self.wait()
+        if self._config.portable:
+            write = portable.gather(self._engine)
+            if self._engine.rank == 0:
+                self._pending = self._writer.submit(self._write, self._engine.num_steps, write, dict(state))
+            return
+        if self._engine.rank == 0:
+            self._write(self._engine.num_steps, self._write_all_ranks, state)
+        else:
+            self._engine.save(_broadcast(None))
+
+    def _write(self, step: int, write: Callable[[Path], None], state: Mapping[str, Any]) -> None:
+        kept = self._config.keep_last
+        checkpoint.save(self._root, step, write, state=state, score=None, keep_last=kept, keep_best=0)
+
+    def _write_all_ranks(self, folder: Path) -> None:
         _broadcast(str(folder))
-        engine.save(folder)
+        self._engine.save(folder)
 
-    if dist.get_rank() == 0:
-        checkpoint.save(root, engine.num_steps, write, state=state, score=None, keep_last=keep_last, keep_best=0)
-    else:
-        engine.save(_broadcast(None))
-    dist.barrier()
+    def wait(self) -> None:
+        """Until what is being written is complete."""
+        import torch.distributed as dist
 
+        if self._pending is not None:
+            self._pending.result()
+            self._pending = None
+        dist.barrier()
 
-def load_checkpoint(root: Path, engine: TrainEngine) -> dict[str, Any] | None:
-    """All ranks: restore the newest complete checkpoint and return its state, or None where there is none."""
-    import torch.distributed as dist
+    def load(self) -> dict[str, Any] | None:
+        """Restore the newest complete checkpoint and return its state, or None where there is none."""
+        import torch.distributed as dist
 
-    found = checkpoint.latest(root) if dist.get_rank() == 0 else None
-    choice = _broadcast(None if found is None else (str(found.learner), dict(found.state)))
-    if choice is None:
-        return None
-    learner, state = choice
-    engine.load(learner)
-    return dict(state)
+        from actors import portable
+
+        found = checkpoint.latest(self._root) if dist.get_rank() == 0 else None
+        choice = _broadcast(None if found is None else (str(found.learner), dict(found.state)))
+        if choice is None:
+            return None
+        learner, state = choice
+        if portable.is_portable(Path(learner)):
+            portable.load(self._engine, Path(learner))
+        else:
+            self._engine.load(learner)
+        return dict(state)
 
 
 def _broadcast(value: Any) -> Any:

@@ -97,6 +97,7 @@ class CheckpointConfig(TrackedReads):
     every: int = 0  # steps; 0 = only the last
     keep_last: int = 2  # newest checkpoints kept
     keep_best: int = 1  # by held-out accuracy
+    portable: bool = False  # any number of ranks and ZeRO stage continues; written while training goes on; not in RL
 
     def __post_init__(self) -> None:
         require(self.keep_last >= 1, f"checkpoint.keep_last: expected >= 1, got {self.keep_last}")

@@ -76,7 +76,7 @@ class PretrainConfig(TrackedReads):
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1e-3, weight_decay=0.1))
     optimizer_state: str = ""  # stage:NAME of a pretrain stage whose Adam moments go on; "" = new ones
     learner: LearnerConfig = field(default_factory=LearnerConfig)
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    checkpoint: CheckpointConfig = field(default_factory=lambda: CheckpointConfig(portable=True))
     evaluate_every: int = 0  # optimiser steps between measures of data.heldout; 0 = after the last only
     completions: CompletionsConfig = field(default_factory=CompletionsConfig)
     peak_tflops: float = 0.0  # of one rank's device, for MFU, e.g. 989 (H100, bfloat16, dense); 0 = not reported
