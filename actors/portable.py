@@ -171,7 +171,8 @@ def _make_moments(engine: TrainEngine) -> None:
                 "step": torch.zeros((), dtype=torch.float32, device=master.device),
                 **{key: torch.zeros_like(master, dtype=torch.float32) for key in MOMENTS},
             }
-    if engine.zero_stage in (1, 2):
+    if engine.zero_stage in (1, 2):  # DeepSpeed links them once, after the first of several parameter groups
+        engine.zero_optimizer._hp_optimizer_states_linked = False
         engine.zero_optimizer._lazy_init_hp_params_optimizer_state()
 
 
