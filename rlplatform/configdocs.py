@@ -50,6 +50,7 @@ SECTIONS = (
     config.EndpointConfig,
     config.ResponsesConfig,
     config.WorkersConfig,
+    config.PartConfig,
     config.PackedDataConfig,
     config.CompletionsConfig,
 )

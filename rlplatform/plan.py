@@ -22,6 +22,7 @@ from rlplatform.config import (
     EvalConfig,
     FilterConfig,
     FusionConfig,
+    MixtureConfig,
     PreferenceConfig,
     PretrainConfig,
     RecipeConfig,
@@ -285,6 +286,8 @@ def data_hashes(resolved: Any) -> dict[str, str]:
         listed = _corpus(resolved) if isinstance(resolved, DocumentsConfig) else {}
         if isinstance(resolved, TokensConfig):
             paths += [resolved.documents, resolved.mixture]
+        if isinstance(resolved, MixtureConfig):
+            paths.append(resolved.documents)
         if isinstance(resolved, PretrainConfig):  # the manifest holds the hashes of the tokens
             paths = [f"{path}/manifest.json" for path in (resolved.data.path, resolved.data.heldout) if path]
     return listed | {path: _content(Path(path)) for path in paths if path and Path(path).exists()}

@@ -16,6 +16,7 @@ from rlplatform.config import (
     DatasetConfig,
     DocumentsConfig,
     InitModelConfig,
+    MixtureConfig,
     PreferenceConfig,
     PretrainConfig,
     SFTConfig,
@@ -137,6 +138,14 @@ def documents(config: DocumentsConfig) -> Outcome:
     return Outcome(config.run_dir, summary)
 
 
+def mixture(config: MixtureConfig) -> Outcome:
+    """How often each document is taken."""
+    from pretrain.data.mixture_stage import make_mixture
+
+    RunFolder(config.run_dir).begin(config)
+    return Outcome(config.run_dir, make_mixture(config))
+
+
 def tokens(config: TokensConfig) -> Outcome:
     """Documents to packed tokens."""
     from pretrain.data.documents import workers_of
@@ -187,6 +196,7 @@ STAGES: dict[str, Callable[[Any], Outcome]] = {
     "filter": filter_rows,
     "fusion": fusion,
     "documents": documents,
+    "mixture": mixture,
     "tokens": tokens,
     "pretrain": pretrain,
 }

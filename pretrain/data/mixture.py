@@ -74,8 +74,8 @@ def expected_copies(
         if wanted > holds * (1 + 1e-9):
             raise MixtureError(
                 f"part {name!r}: expected {wanted:,.0f} tokens ({part.share:.1%} of {num_tokens:,.0f}), its "
-                f"{len(own):,} documents hold {holds:,.0f} at max_copies={max_copies:g}; lower num_tokens or the share, "
-                "raise max_copies, or add documents"
+                f"{len(own):,} documents hold {holds:,.0f} at max_copies={max_copies:g}; lower num_tokens or "
+                "the share, raise max_copies, or add documents"
             )
         if wanted:
             copies[own] = _filled(sizes[own], weights[own], wanted, max_copies)

@@ -24,7 +24,14 @@ from rlplatform.config.generation import DataConfig, ModelConfig, RolloutConfig,
 from rlplatform.config.grading import EnvironmentConfig, RewardConfig
 from rlplatform.config.kinds import KINDS, RecipeConfig, RunConfig
 from rlplatform.config.learner import CheckpointConfig, LearnerConfig, LoraConfig, OptimizerConfig
-from rlplatform.config.pretraining import CompletionsConfig, PackedDataConfig, PretrainConfig, TokensConfig
+from rlplatform.config.pretraining import (
+    CompletionsConfig,
+    MixtureConfig,
+    PackedDataConfig,
+    PartConfig,
+    PretrainConfig,
+    TokensConfig,
+)
 from rlplatform.config.rl import EvaluationConfig, PublishConfig, RLConfig, TrackerConfig
 from rlplatform.config.supervised import PreferenceConfig, SFTConfig
 
@@ -47,9 +54,11 @@ __all__ = [
     "InitModelConfig",
     "LearnerConfig",
     "LoraConfig",
+    "MixtureConfig",
     "ModelConfig",
     "OptimizerConfig",
     "PackedDataConfig",
+    "PartConfig",
     "PdfConfig",
     "PreferenceConfig",
     "PretrainConfig",

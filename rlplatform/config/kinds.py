@@ -9,7 +9,7 @@ from rlplatform.config.base import require
 from rlplatform.config.corpus_documents import DocumentsConfig
 from rlplatform.config.data_stages import DatasetConfig, FilterConfig, FusionConfig, InitModelConfig, SampleConfig
 from rlplatform.config.evaluation import BenchmarksConfig, EvalConfig
-from rlplatform.config.pretraining import PretrainConfig, TokensConfig
+from rlplatform.config.pretraining import MixtureConfig, PretrainConfig, TokensConfig
 from rlplatform.config.rl import RLConfig
 from rlplatform.config.supervised import PreferenceConfig, SFTConfig
 from rlplatform.reads import TrackedReads
@@ -41,6 +41,7 @@ RunConfig = (
     | FilterConfig
     | FusionConfig
     | DocumentsConfig
+    | MixtureConfig
     | TokensConfig
     | PretrainConfig
     | RecipeConfig
@@ -57,6 +58,7 @@ KINDS: dict[str, type] = {
     "filter": FilterConfig,
     "fusion": FusionConfig,
     "documents": DocumentsConfig,
+    "mixture": MixtureConfig,
     "tokens": TokensConfig,
     "pretrain": PretrainConfig,
     "recipe": RecipeConfig,

@@ -3,13 +3,52 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from rlplatform.config.base import require
 from rlplatform.config.corpus_documents import WorkersConfig
 from rlplatform.config.generation import ModelConfig
 from rlplatform.config.learner import CheckpointConfig, LearnerConfig, OptimizerConfig
 from rlplatform.reads import TrackedReads
+
+
+@dataclass(frozen=True)
+class PartConfig(TrackedReads):
+    """A part of a mixture: its share of the tokens, and which documents it is taken from."""
+
+    share: float = 1.0  # of all tokens; the shares of a mixture sum to 1
+    labels: dict[str, Any] = field(default_factory=dict)  # label or source -> value or list of values; all must hold
+    min_size: int = 0  # tokens of a document
+    max_size: int = 0  # 0 = no bound
+
+    def __post_init__(self) -> None:
+        require(0 <= self.share <= 1, f"share: expected in [0, 1], got {self.share:g}")
+        require(
+            self.min_size >= 0 and (self.max_size == 0 or self.max_size >= self.min_size),
+            f"min_size={self.min_size}, max_size={self.max_size}: expected 0 <= min_size <= max_size (0 = no bound)",
+        )
+
+
+@dataclass(frozen=True)
+class MixtureConfig(TrackedReads):
+    """How often each document is taken: copies-*.npy beside the documents' shards (docs/pretraining.md)."""
+
+    kind: Literal["mixture"] = "mixture"  # which kind of run this file is
+    name: str = "mixture"  # shown in progress and reports
+    seed: int = 0  # every random draw of the run derives from it
+    run_dir: str = "runs/${name}"  # where everything the run leaves behind lies
+    documents: str = ""  # folder of labelled document shards, e.g. stage:clean
+    num_tokens: int = 0  # of the mixture; 0 = as many as the documents hold
+    max_copies: float = 4.0  # of any document (arXiv 2305.16264: four are worth almost as much as new text)
+    size: str = "length.tokens"  # label with a document's tokens: labeller `length` with a tokenizer
+    parts: dict[str, PartConfig] = field(default_factory=dict)  # name -> part, the first that fits; {} = one of all
+
+    def __post_init__(self) -> None:
+        require(bool(self.documents), "documents: expected a folder of documents, e.g. stage:clean, got nothing")
+        require(self.num_tokens >= 0, f"num_tokens: expected >= 0, got {self.num_tokens}")
+        require(self.max_copies > 0, f"max_copies: expected > 0, got {self.max_copies:g}")
+        total = sum(part.share for part in self.parts.values())
+        require(not self.parts or abs(total - 1.0) < 1e-6, f"parts: expected shares that sum to 1, got {total:g}")
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ def test_what_the_cap_holds_back_comes_from_the_others() -> None:
 
 
 def test_a_part_that_does_not_hold_its_share_is_an_error() -> None:
-    with pytest.raises(MixtureError, match="part 'all': expected 50 tokens .* its 1 documents hold 40"):
+    with pytest.raises(MixtureError, match=r"part 'all': expected 50 tokens .* its 1 documents hold 40"):
         copies_of([10], [1.0], 50)
 
 
