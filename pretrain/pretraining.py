@@ -28,6 +28,7 @@ from pretrain.data.tokens import SEPARATOR
 from pretrain.loop import export, my_micro_batches, sum_over_ranks, train_steps
 from pretrain.setup import TrainingResult, engine_for, model_options
 from pretrain.train import run_on_ray_train
+from rlplatform import checkpoint
 from rlplatform.config import ConfigError, PretrainConfig
 from rlplatform.flops import forward_flops
 from rlplatform.runs import RunFolder
@@ -67,6 +68,8 @@ def run_pretraining(
     folder.path.mkdir(parents=True, exist_ok=True)
     for name in filter(None, (config.data.path, config.data.heldout)):
         check_fit(TokenStore(name, verify=True), config)
+    if config.optimizer_state:
+        last_checkpoint(config.optimizer_state)
     trained = run_on_ray_train(
         pretraining_worker,
         {"config": absolute(config), "folder": str(folder.path.resolve())},
@@ -110,6 +113,23 @@ def check_fit(store: TokenStore, config: PretrainConfig) -> None:
             f"{store.folder}: its ids go up to {store.manifest.separator} at least, the model {config.model.path} has "
             f"{model.vocab_size} embeddings; pack the documents with the model's tokenizer"
         )
+
+
+def last_checkpoint(model: str) -> Path:
+    """The portable checkpoint of the run that exported ``model``.
+
+    Raises:
+        ConfigError: that run left none.
+    """
+    from actors import portable
+
+    found = checkpoint.latest(Path(model).parent / "checkpoints")
+    if found is None or not portable.is_portable(found.learner):
+        raise ConfigError(
+            f"optimizer_state={model}: expected the model of a pretrain stage with checkpoint.portable, whose folder "
+            "holds its last checkpoint"
+        )
+    return found.learner
 
 
 # --- what a step sees -----------------------------------------------------------------------------------------------
@@ -223,6 +243,7 @@ def pretraining_worker(settings: dict[str, Any]) -> dict[str, Any]:
     """Build the engine, continue where a checkpoint stands, train, measure, export."""
     import ray.train
 
+    from actors import portable
     from model.hf import load_policy
     from model.logprobs import TokenScorer
 
@@ -232,8 +253,8 @@ def pretraining_worker(settings: dict[str, Any]) -> dict[str, Any]:
     engine = engine_for(TokenScorer(policy), with_schedule_in_steps(config))
     objective = objective_of(config.data.path, config, policy)
     heldout = objective_of(config.data.heldout, config, policy) if config.data.heldout else None
-    if config.optimizer_state:
-        continue_moments(engine, Path(config.optimizer_state))
+    if config.optimizer_state:  # float32 weights and Adam moments; the schedule starts anew
+        portable.load(engine, last_checkpoint(config.optimizer_state), counters=False)
     watch = Watch(engine, config, folder, heldout)
     row = train_steps(engine, objective, config, folder, after_step=watch)
     summary = {
@@ -246,24 +267,6 @@ def pretraining_worker(settings: dict[str, Any]) -> dict[str, Any]:
     export(engine, folder)
     ray.train.report({"steps": engine.num_steps})
     return summary
-
-
-def continue_moments(engine: TrainEngine, model: Path) -> None:
-    """The float32 weights and Adam moments of the run that exported ``model``; the schedule starts anew.
-
-    Raises:
-        ConfigError: that run left no portable checkpoint.
-    """
-    from actors import portable
-    from rlplatform import checkpoint
-
-    found = checkpoint.latest(model.parent / "checkpoints")
-    if found is None or not portable.is_portable(found.learner):
-        raise ConfigError(
-            f"optimizer_state={model}: expected the model of a pretrain stage with checkpoint.portable, whose folder "
-            "holds its last checkpoint"
-        )
-    portable.load(engine, found.learner, counters=False)
 
 
 def with_schedule_in_steps(config: PretrainConfig) -> PretrainConfig:

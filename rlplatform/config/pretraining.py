@@ -124,6 +124,10 @@ class PretrainConfig(TrackedReads):
     def __post_init__(self) -> None:
         require(self.num_tokens >= 1, f"num_tokens: expected >= 1, got {self.num_tokens}")
         require(self.tokens_per_step >= 1, f"tokens_per_step: expected >= 1, got {self.tokens_per_step}")
+        require(
+            not (self.completions.prompts and self.learner.zero_stage == 3),
+            "completions.prompts: expected learner.zero_stage 0, 1 or 2, got 3, where no rank has the whole model",
+        )
         for name in ("warmup", "decay"):
             tokens, steps = getattr(self, f"{name}_tokens"), getattr(self.optimizer, f"{name}_steps")
             require(tokens >= 0, f"{name}_tokens: expected >= 0, got {tokens}")

@@ -213,7 +213,7 @@ def test_kill_9_resumes_and_ends_bit_equal(run: TrainingResult, folder: Path, tm
 def test_another_number_of_ranks_or_zero_stage_goes_on(
     run: TrainingResult, folder: Path, tmp_path: Path, ranks: int, zero_stage: int
 ) -> None:
-    half = config_of(folder, tmp_path, checkpoint=CheckpointConfig(every=6, keep_last=9, portable=True))
+    half = config_of(folder, tmp_path, completions=CompletionsConfig())
     stopped_at: list[int] = []
 
     def stopper(row: dict[str, Any]) -> None:
