@@ -27,6 +27,7 @@ from pretrain.data.token_store import Batch, TokenStore
 from pretrain.data.tokens import SEPARATOR
 from pretrain.loop import export, my_micro_batches, sum_over_ranks, train_steps
 from pretrain.setup import TrainingResult, engine_for, model_options
+from pretrain.step import model_inputs
 from pretrain.train import run_on_ray_train
 from rlplatform import checkpoint
 from rlplatform.config import ConfigError, PretrainConfig
@@ -172,21 +173,11 @@ class PackedDocuments:
         return int(self.num_targets[rows].sum())
 
     def packed(self, rows: np.ndarray, device: torch.device | str) -> tuple[torch.Tensor, ...]:
-        return self._arguments(self.store.read(rows if len(rows) else [0]), device, with_targets=bool(len(rows)))
+        return self._inputs(self.store.read(rows if len(rows) else [0]), device, has_rows=len(rows) > 0)
 
-    def _arguments(self, batch: Batch, device: torch.device | str, *, with_targets: bool) -> tuple[torch.Tensor, ...]:
-        import torch
-
+    def _inputs(self, batch: Batch, device: torch.device | str, *, has_rows: bool) -> tuple[torch.Tensor, ...]:
         bounds = batch.cu_rows if self.cross_document_attention else batch.cu_pieces
-        lengths = np.diff(bounds)
-        positions = np.arange(bounds[-1]) - np.repeat(bounds[:-1], lengths)
-        targets = np.flatnonzero(positions) if with_targets else np.zeros(0, dtype=np.int64)
-        return (
-            torch.as_tensor(batch.token_ids, dtype=torch.int64, device=device),
-            torch.as_tensor(positions, dtype=torch.int64, device=device),
-            torch.as_tensor(bounds, dtype=torch.int32, device=device),
-            torch.as_tensor(targets, dtype=torch.int64, device=device),
-        )
+        return model_inputs(batch.token_ids, bounds, device, targets=None if has_rows else np.zeros(0, dtype=np.int64))
 
     def loss(
         self, engine: TrainEngine, rows: np.ndarray, denominator: int, router: RouterRecord | None = None
@@ -195,7 +186,7 @@ class PackedDocuments:
         import torch
 
         batch = self.store.read(rows if len(rows) else [0])
-        arguments = self._arguments(batch, engine.device, with_targets=bool(len(rows)))
+        arguments = self._inputs(batch, engine.device, has_rows=len(rows) > 0)
         logprobs, _ = engine(*arguments, chunk_tokens=self.chunk_tokens, router=router)
         piece = np.repeat(np.arange(len(batch.document)), np.diff(batch.cu_pieces))
         document = batch.document[piece[arguments[3].cpu().numpy()]]

@@ -112,14 +112,26 @@ def packed(examples: Examples, rows: np.ndarray, device: torch.device | str) -> 
     """Token ids, positions, row boundaries and targets; of row 0 without targets where there are no rows."""
     chosen = rows if len(rows) else np.array([0])
     spans = [slice(examples.cu_seqlens[row], examples.cu_seqlens[row + 1]) for row in chosen]
-    lengths = examples.lengths[chosen]
     token_ids = np.concatenate([examples.token_ids[span] for span in spans])
     targets = np.flatnonzero(np.concatenate([examples.loss_mask[span] for span in spans]))[: None if len(rows) else 0]
-    positions = np.concatenate([np.arange(length) for length in lengths])
-    cu_seqlens = np.concatenate(([0], np.cumsum(lengths)))
+    bounds = np.concatenate(([0], np.cumsum(examples.lengths[chosen])))
+    return model_inputs(token_ids, bounds, device, targets=targets)
+
+
+def model_inputs(
+    token_ids: np.ndarray, bounds: np.ndarray, device: torch.device | str, *, targets: np.ndarray | None = None
+) -> tuple[torch.Tensor, ...]:
+    """Token ids, positions, boundaries and targets of texts end to end.
+
+    Args:
+        token_ids: int32 ``[T]``.
+        bounds: int64 ``[B + 1]``, where each text begins; what lies before it is not seen.
+        targets: int64, which tokens; None: every token but the first of each text.
+    """
+    positions = np.arange(bounds[-1]) - np.repeat(bounds[:-1], np.diff(bounds))
     return (
         torch.as_tensor(token_ids, dtype=torch.int64, device=device),
         torch.as_tensor(positions, dtype=torch.int64, device=device),
-        torch.as_tensor(cu_seqlens, dtype=torch.int32, device=device),
-        torch.as_tensor(targets, dtype=torch.int64, device=device),
+        torch.as_tensor(bounds, dtype=torch.int32, device=device),
+        torch.as_tensor(np.flatnonzero(positions) if targets is None else targets, dtype=torch.int64, device=device),
     )

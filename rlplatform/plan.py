@@ -23,6 +23,7 @@ from rlplatform.config import (
     FilterConfig,
     FusionConfig,
     MixtureConfig,
+    MixtureSearchConfig,
     PreferenceConfig,
     PretrainConfig,
     RecipeConfig,
@@ -287,7 +288,10 @@ def data_hashes(resolved: Any) -> dict[str, str]:
         if isinstance(resolved, TokensConfig):
             paths += [resolved.documents, resolved.mixture]
         if isinstance(resolved, MixtureConfig):
-            paths.append(resolved.documents)
+            paths += [resolved.documents, resolved.weights]
+        if isinstance(resolved, MixtureSearchConfig):
+            packed = [resolved.tokens, *resolved.heldout.values()]
+            paths += [resolved.documents, *(f"{path}/manifest.json" for path in packed)]
         if isinstance(resolved, PretrainConfig):  # the manifest holds the hashes of the tokens
             paths = [f"{path}/manifest.json" for path in (resolved.data.path, resolved.data.heldout) if path]
     return listed | {path: _content(Path(path)) for path in paths if path and Path(path).exists()}

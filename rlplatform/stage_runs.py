@@ -17,6 +17,7 @@ from rlplatform.config import (
     DocumentsConfig,
     InitModelConfig,
     MixtureConfig,
+    MixtureSearchConfig,
     PreferenceConfig,
     PretrainConfig,
     SFTConfig,
@@ -146,6 +147,16 @@ def mixture(config: MixtureConfig) -> Outcome:
     return Outcome(config.run_dir, make_mixture(config))
 
 
+def mixture_search(config: MixtureSearchConfig) -> Outcome:
+    """The weights that train best, by small runs."""
+    from pretrain.mixture_search import search_mixture
+
+    RunFolder(config.run_dir).begin(config)
+    with ray_session():
+        summary = search_mixture(config, progress=lambda what, done, num: say(f"{config.name}: {what} {done} of {num}"))
+    return Outcome(config.run_dir, summary)
+
+
 def tokens(config: TokensConfig) -> Outcome:
     """Documents to packed tokens."""
     from pretrain.data.documents import workers_of
@@ -197,6 +208,7 @@ STAGES: dict[str, Callable[[Any], Outcome]] = {
     "fusion": fusion,
     "documents": documents,
     "mixture": mixture,
+    "mixture_search": mixture_search,
     "tokens": tokens,
     "pretrain": pretrain,
 }

@@ -6,7 +6,8 @@ summary.json           of every part: documents, tokens, what was asked and what
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 from pretrain.data.document import label_of, num_documents, read_batches, shards_of
 from pretrain.data.mixture import MixtureError, Part, assign, expected_copies, whole_copies
 from pretrain.data.tokens import copies_path, group_of
+from pretrain.data.weighting import Weighting
 from rlplatform.config import ConfigError, MixtureConfig
 from rlplatform.datafiles import DataError
 from rlplatform.runs import RunFolder
@@ -32,17 +34,18 @@ def make_mixture(config: MixtureConfig) -> dict[str, Any]:
     folder = RunFolder(config.run_dir)
     shards = shards_of(config.documents)
     parts = parts_of(config) or EVERYTHING
-    columns = read_columns(shards, config.size, sorted({name for part in parts.values() for name in part.labels}))
-    sizes = columns.pop("size")
-    ids = columns.pop("id")
+    weighting = Weighting.load(config.weights) if config.weights else Weighting((), ())
+    classes = sorted({name for part in parts.values() for name in part.labels} | set(weighting.classes))
+    columns = read_columns(shards, classes, sorted({config.size, *weighting.numbers}))
+    sizes = sizes_of(columns, config.size, config.documents)
     part_of = assign(sizes, columns, parts)
-    weights = np.ones(len(sizes))
+    weights = weighting.weights(columns, len(sizes))
     num_tokens = config.num_tokens or float(sizes[part_of >= 0].sum())
     try:
         expected = expected_copies(sizes, weights, part_of, parts, num_tokens=num_tokens, max_copies=config.max_copies)
     except MixtureError as error:
         raise ConfigError(f"stage {config.name}: {error}") from error
-    copies = whole_copies(expected, ids.tolist(), seed=config.seed)
+    copies = whole_copies(expected, columns["id"].tolist(), seed=config.seed)
     first = 0
     for number, path in enumerate(shards):
         last = first + num_documents(path)
@@ -77,34 +80,39 @@ def parts_of(config: MixtureConfig) -> dict[str, Part]:
     }
 
 
-def read_columns(shards: list[Path], size: str, labels: list[str]) -> dict[str, np.ndarray]:
-    """``id`` (str), ``size`` (int64) and the value of each label (str), of all documents in order.
-
-    Raises:
-        DataError: a document without the size.
-    """
-    columns: dict[str, list[Any]] = {"id": [], "size": [], **{name: [] for name in labels}}
+def read_columns(shards: list[Path], classes: Sequence[str], numbers: Sequence[str]) -> dict[str, np.ndarray]:
+    """Of all documents in order: ``id`` and each class label's value (str), each number label's number (float64, nan
+    where a document has none)."""
+    columns: dict[str, list[Any]] = {"id": [], **{name: [] for name in (*classes, *numbers)}}
     for path in shards:
         for rows in read_batches(path):
             for row in rows:
                 columns["id"].append(row["id"])
-                columns["size"].append(size_of(row, size, path))
-                for name in labels:
+                for name in classes:
                     columns[name].append(group_of(row, name))
-    return {
-        name: np.array(values, dtype=np.int64) if name == "size" else np.array(values, dtype=str)
-        for name, values in columns.items()
-    }
+                for name in numbers:
+                    columns[name].append(number_of(row, name))
+    return {name: np.array(values, dtype=np.float64 if name in numbers else str) for name, values in columns.items()}
 
 
-def size_of(row: Mapping[str, Any], name: str, path: Path) -> int:
+def number_of(row: Mapping[str, Any], name: str) -> float:
     entry = label_of(row, name)
-    if entry is None or entry["score"] is None:
+    return math.nan if entry is None or entry["score"] is None else float(entry["score"])
+
+
+def sizes_of(columns: Mapping[str, np.ndarray], name: str, documents: str) -> np.ndarray:
+    """int64 ``[N]``, tokens.
+
+    Raises:
+        DataError: a document without the label.
+    """
+    missing = np.flatnonzero(np.isnan(columns[name]))
+    if len(missing):
         raise DataError(
-            f"{path}: document {row['id']!r}: expected the label {name!r} with a number; let an annotate stage run "
-            "the labeller `length` with the tokenizer first"
+            f"{documents}: document {columns['id'][missing[0]]!r} and {len(missing) - 1} others: expected the label "
+            f"{name!r} with a number; let an annotate stage run the labeller `length` with the tokenizer first"
         )
-    return int(entry["score"])
+    return columns[name].astype(np.int64)
 
 
 def part_summary(sizes: np.ndarray, copies: np.ndarray, own: np.ndarray, wanted: float) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -221,6 +222,25 @@ class TokenStore:
             cu_rows=np.concatenate(([0], np.cumsum(row_lengths))).astype(np.int64),
             document=np.concatenate(documents or none),
         )
+
+    def texts(self) -> list[np.ndarray]:
+        """int32 of every document in order, its separator at its end; the whole corpus in memory.
+
+        Raises:
+            DataError: a document was laid more than once, or not at all.
+        """
+        pieces: list[tuple[int, int, np.ndarray]] = []
+        for arrays, (cu_pieces, _) in zip(self._arrays, self._token_bounds, strict=True):
+            spans = zip(arrays["pieces"][:, :2].tolist(), cu_pieces[:-1], cu_pieces[1:], strict=True)
+            pieces += [(number, start, arrays["tokens"][a:b]) for (number, start), a, b in spans]
+        pieces.sort(key=lambda piece: piece[:2])
+        firsts = [at for at, piece in enumerate(pieces) if piece[1] == 0]
+        if [pieces[at][0] for at in firsts] != list(range(self.manifest.num_documents)):
+            raise DataError(
+                f"{self.folder}: expected every document once, as a tokens stage without a mixture lays them"
+            )
+        bounds = [*firsts, len(pieces)]
+        return [np.concatenate([piece[2] for piece in pieces[a:b]]) for a, b in pairwise(bounds)]
 
     def groups(self, column: str) -> tuple[tuple[str, ...], np.ndarray]:
         """The values of a group column, sorted, and int32 [documents]: which of them each document has.

@@ -27,6 +27,7 @@ from rlplatform.config.learner import CheckpointConfig, LearnerConfig, LoraConfi
 from rlplatform.config.pretraining import (
     CompletionsConfig,
     MixtureConfig,
+    MixtureSearchConfig,
     PackedDataConfig,
     PartConfig,
     PretrainConfig,
@@ -55,6 +56,7 @@ __all__ = [
     "LearnerConfig",
     "LoraConfig",
     "MixtureConfig",
+    "MixtureSearchConfig",
     "ModelConfig",
     "OptimizerConfig",
     "PackedDataConfig",

@@ -9,7 +9,7 @@ from rlplatform.config.base import require
 from rlplatform.config.corpus_documents import DocumentsConfig
 from rlplatform.config.data_stages import DatasetConfig, FilterConfig, FusionConfig, InitModelConfig, SampleConfig
 from rlplatform.config.evaluation import BenchmarksConfig, EvalConfig
-from rlplatform.config.pretraining import MixtureConfig, PretrainConfig, TokensConfig
+from rlplatform.config.pretraining import MixtureConfig, MixtureSearchConfig, PretrainConfig, TokensConfig
 from rlplatform.config.rl import RLConfig
 from rlplatform.config.supervised import PreferenceConfig, SFTConfig
 from rlplatform.reads import TrackedReads
@@ -42,6 +42,7 @@ RunConfig = (
     | FusionConfig
     | DocumentsConfig
     | MixtureConfig
+    | MixtureSearchConfig
     | TokensConfig
     | PretrainConfig
     | RecipeConfig
@@ -59,6 +60,7 @@ KINDS: dict[str, type] = {
     "fusion": FusionConfig,
     "documents": DocumentsConfig,
     "mixture": MixtureConfig,
+    "mixture_search": MixtureSearchConfig,
     "tokens": TokensConfig,
     "pretrain": PretrainConfig,
     "recipe": RecipeConfig,

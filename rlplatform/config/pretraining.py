@@ -41,6 +41,7 @@ class MixtureConfig(TrackedReads):
     num_tokens: int = 0  # of the mixture; 0 = as many as the documents hold
     max_copies: float = 4.0  # of any document (arXiv 2305.16264: four are worth almost as much as new text)
     size: str = "length.tokens"  # label with a document's tokens: labeller `length` with a tokenizer
+    weights: str = ""  # weights.json of a mixture_search stage: an own weight for every document; "" = all alike
     parts: dict[str, PartConfig] = field(default_factory=dict)  # name -> part, the first that fits; {} = one of all
 
     def __post_init__(self) -> None:
@@ -49,6 +50,42 @@ class MixtureConfig(TrackedReads):
         require(self.max_copies > 0, f"max_copies: expected > 0, got {self.max_copies:g}")
         total = sum(part.share for part in self.parts.values())
         require(not self.parts or abs(total - 1.0) < 1e-6, f"parts: expected shares that sum to 1, got {total:g}")
+
+
+@dataclass(frozen=True)
+class MixtureSearchConfig(TrackedReads):
+    """Small runs on many mixtures, and the weights that train best (docs/pretraining.md).
+
+    Leaves ``weights.json`` for a mixture stage, and ``search.json``: every proxy, and the arms beside each other.
+    """
+
+    kind: Literal["mixture_search"] = "mixture_search"  # which kind of run this file is
+    name: str = "mixture_search"  # shown in progress and reports
+    seed: int = 0  # every random draw of the run derives from it
+    run_dir: str = "runs/${name}"  # where everything the run leaves behind lies
+    documents: str = ""  # folder of labelled document shards, e.g. stage:clean
+    tokens: str = ""  # the same documents packed without a mixture: stage:NAME
+    heldout: dict[str, str] = field(default_factory=dict)  # name -> packed tokens; their mean loss is what is lowered
+    domain: str = "source"  # class label (or source) of the domain arm; the instance arm has it as well
+    classes: tuple[str, ...] = ()  # other class labels of the instance arm
+    numbers: tuple[str, ...] = ()  # number labels of the instance arm, e.g. perplexity
+    num_proxies: int = 16  # small runs of each searched arm
+    num_seeds: int = 3  # runs of each arm's best, for the table
+    radius: float = 1.0  # length of theta: how far from equal weights
+    max_copies: float = 4.0  # of any document in a proxy's mixture
+    proxy_tokens: int = 200_000  # of a proxy
+    rows_per_step: int = 8
+    lr: float = 3.0e-3  # peak
+    architecture: dict[str, Any] = field(default_factory=dict)  # of the proxies: preset (default tiny) and fields
+    num_parallel: int = 0  # small runs at a time; 0 = as many as the cluster has CPUs
+
+    def __post_init__(self) -> None:
+        require(bool(self.documents and self.tokens), "documents, tokens: expected the folders of two stages")
+        require(bool(self.heldout), "heldout: expected at least one set of packed tokens to lower the loss of")
+        require(self.num_proxies >= 4, f"num_proxies: expected >= 4, got {self.num_proxies}")
+        require(self.num_seeds >= 1, f"num_seeds: expected >= 1, got {self.num_seeds}")
+        require(self.radius > 0 and self.lr > 0, "radius, lr: expected > 0")
+        require(self.proxy_tokens > 0 and self.rows_per_step > 0, "proxy_tokens, rows_per_step: expected > 0")
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import pytest
 from pretrain.data.document import Row, document, label, write_shards
 from pretrain.data.mixture_stage import make_mixture
 from pretrain.data.tokens import copies_path
+from pretrain.data.weighting import Feature, Weighting
 from rlplatform.config import ConfigError, MixtureConfig, PartConfig
 from rlplatform.datafiles import DataError
 
@@ -64,6 +65,15 @@ def test_what_belongs_to_no_part_is_not_taken_and_counted(documents: Path) -> No
 def test_a_share_that_is_not_there_is_refused(documents: Path) -> None:
     with pytest.raises(ConfigError, match=r"part 'code': expected 81,250 tokens .* its 0 documents hold 0"):
         mixture(documents, parts={"code": PartConfig(0.5, {"domain": "code"}), "rest": PartConfig(0.5)})
+
+
+def test_weights_say_how_often_beside_the_others(documents: Path) -> None:
+    weights = documents.parent / "weights.json"
+    Weighting((Feature("domain", "books", 0.0, 1.0),), (float(np.log(3)),)).save(weights)
+    summary, copies = mixture(documents, num_tokens=100_000, weights=str(weights))
+    books, web = copies[1::2].mean(), copies[::2].mean()
+    assert books / web == pytest.approx(3.0, rel=0.35)
+    assert summary["tokens"] == pytest.approx(100_000, rel=0.12)  # 3.3 % is one standard deviation of the draws
 
 
 def test_documents_without_a_size_are_refused(documents: Path) -> None:
