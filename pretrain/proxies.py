@@ -12,7 +12,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -95,27 +95,36 @@ def train_small(run: SmallRun, rows: TextRows, heldout: Mapping[str, TextRows]) 
         (-logprobs.mean()).backward()
         torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
         optimizer.step()
-    embedding = policy.model.embed_tokens.weight.numel()
     return Trained(
         heldout={name: heldout_loss(scorer, texts, run.rows_per_step) for name, texts in heldout.items()},
-        parameters=sum(p.numel() for p in policy.parameters()) - embedding,
+        parameters=size_of_model(run.architecture, run.vocab_size),
         tokens=len(rows.token_ids),
     )
 
 
 def fresh_model(run: SmallRun) -> Any:
-    from dataclasses import replace
-
     import torch
 
     from model.hf import allocate
-    from model.init import build_config
     from model.qwen3 import Qwen3
 
     with torch.device("meta"):
-        policy = Qwen3(replace(build_config(run.architecture), vocab_size=run.vocab_size))
+        policy = Qwen3(_config(run.architecture, run.vocab_size))
     allocate(policy).init_weights(run.seed)
     return policy
+
+
+def _config(architecture: Mapping[str, Any], vocab_size: int) -> Any:
+    from model.init import build_config
+
+    return replace(build_config(architecture), vocab_size=vocab_size)
+
+
+def size_of_model(architecture: Mapping[str, Any], vocab_size: int) -> int:
+    """Parameters, those of the embedding (and of an output matrix of its own) not counted."""
+    config = _config(architecture, vocab_size)
+    matrices = 1 if config.tie_word_embeddings else 2
+    return int(config.num_parameters() - matrices * vocab_size * config.hidden_size)
 
 
 def heldout_loss(scorer: Any, rows: TextRows, rows_at_once: int) -> float:

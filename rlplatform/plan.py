@@ -30,6 +30,7 @@ from rlplatform.config import (
     RLConfig,
     RunConfig,
     SampleConfig,
+    ScalingLawConfig,
     TokensConfig,
 )
 from rlplatform.configfile import flat, inputs, stages, to_dict
@@ -292,6 +293,8 @@ def data_hashes(resolved: Any) -> dict[str, str]:
         if isinstance(resolved, MixtureSearchConfig):
             packed = [resolved.tokens, *resolved.heldout.values()]
             paths += [resolved.documents, *(f"{path}/manifest.json" for path in packed)]
+        if isinstance(resolved, ScalingLawConfig):
+            paths = [f"{path}/manifest.json" for path in (resolved.tokens, resolved.heldout)]
         if isinstance(resolved, PretrainConfig):  # the manifest holds the hashes of the tokens
             paths = [f"{path}/manifest.json" for path in (resolved.data.path, resolved.data.heldout) if path]
     return listed | {path: _content(Path(path)) for path in paths if path and Path(path).exists()}

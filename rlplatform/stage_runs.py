@@ -20,6 +20,7 @@ from rlplatform.config import (
     MixtureSearchConfig,
     PreferenceConfig,
     PretrainConfig,
+    ScalingLawConfig,
     SFTConfig,
     TokensConfig,
 )
@@ -157,6 +158,16 @@ def mixture_search(config: MixtureSearchConfig) -> Outcome:
     return Outcome(config.run_dir, summary)
 
 
+def scaling_law(config: ScalingLawConfig) -> Outcome:
+    """A grid of small runs, and what it predicts."""
+    from pretrain.scaling import find_law
+
+    RunFolder(config.run_dir).begin(config)
+    with ray_session():
+        summary = find_law(config, progress=lambda done, num: say(f"{config.name}: {done} of {num} small runs"))
+    return Outcome(config.run_dir, summary)
+
+
 def tokens(config: TokensConfig) -> Outcome:
     """Documents to packed tokens."""
     from pretrain.data.documents import workers_of
@@ -209,6 +220,7 @@ STAGES: dict[str, Callable[[Any], Outcome]] = {
     "documents": documents,
     "mixture": mixture,
     "mixture_search": mixture_search,
+    "scaling_law": scaling_law,
     "tokens": tokens,
     "pretrain": pretrain,
 }

@@ -31,6 +31,7 @@ from rlplatform.config.pretraining import (
     PackedDataConfig,
     PartConfig,
     PretrainConfig,
+    ScalingLawConfig,
     TokensConfig,
 )
 from rlplatform.config.rl import EvaluationConfig, PublishConfig, RLConfig, TrackerConfig
@@ -74,6 +75,7 @@ __all__ = [
     "SFTConfig",
     "SampleConfig",
     "SamplingConfig",
+    "ScalingLawConfig",
     "SourceConfig",
     "TeacherConfig",
     "TokensConfig",

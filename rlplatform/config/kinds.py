@@ -9,7 +9,13 @@ from rlplatform.config.base import require
 from rlplatform.config.corpus_documents import DocumentsConfig
 from rlplatform.config.data_stages import DatasetConfig, FilterConfig, FusionConfig, InitModelConfig, SampleConfig
 from rlplatform.config.evaluation import BenchmarksConfig, EvalConfig
-from rlplatform.config.pretraining import MixtureConfig, MixtureSearchConfig, PretrainConfig, TokensConfig
+from rlplatform.config.pretraining import (
+    MixtureConfig,
+    MixtureSearchConfig,
+    PretrainConfig,
+    ScalingLawConfig,
+    TokensConfig,
+)
 from rlplatform.config.rl import RLConfig
 from rlplatform.config.supervised import PreferenceConfig, SFTConfig
 from rlplatform.reads import TrackedReads
@@ -43,6 +49,7 @@ RunConfig = (
     | DocumentsConfig
     | MixtureConfig
     | MixtureSearchConfig
+    | ScalingLawConfig
     | TokensConfig
     | PretrainConfig
     | RecipeConfig
@@ -61,6 +68,7 @@ KINDS: dict[str, type] = {
     "documents": DocumentsConfig,
     "mixture": MixtureConfig,
     "mixture_search": MixtureSearchConfig,
+    "scaling_law": ScalingLawConfig,
     "tokens": TokensConfig,
     "pretrain": PretrainConfig,
     "recipe": RecipeConfig,

@@ -89,6 +89,33 @@ class MixtureSearchConfig(TrackedReads):
 
 
 @dataclass(frozen=True)
+class ScalingLawConfig(TrackedReads):
+    """A grid of small runs, and the learning rate and batch size it predicts for a larger one (docs/pretraining.md)."""
+
+    kind: Literal["scaling_law"] = "scaling_law"  # which kind of run this file is
+    name: str = "scaling_law"  # shown in progress and reports
+    seed: int = 0  # every random draw of the run derives from it
+    run_dir: str = "runs/${name}"  # where everything the run leaves behind lies
+    tokens: str = ""  # packed tokens to train on: a folder, or stage:NAME
+    heldout: str = ""  # packed tokens whose loss decides
+    sizes: dict[str, Any] = field(default_factory=dict)  # name -> architecture of the kind init_model
+    num_tokens: tuple[int, ...] = (200_000,)  # data budgets; every size runs with every one
+    rows_per_step: tuple[int, ...] = (8,)  # batch sizes
+    lrs: tuple[float, ...] = ()  # peak learning rates, increasing
+    target: dict[str, Any] = field(default_factory=dict)  # architecture to predict for
+    target_tokens: int = 0  # its data budget; 0 = the largest of num_tokens
+    num_parallel: int = 0  # small runs at a time; 0 = as many as the cluster has CPUs
+
+    def __post_init__(self) -> None:
+        require(bool(self.tokens and self.heldout), "tokens, heldout: expected the folders of two tokens stages")
+        require(len(self.sizes) >= 2, f"sizes: expected at least two, got {len(self.sizes)}")
+        increasing = list(self.lrs) == sorted(set(self.lrs)) and len(self.lrs) >= 3 and self.lrs[0] > 0
+        require(increasing, f"lrs: expected at least three increasing rates > 0, got {list(self.lrs)}")
+        require(min(self.num_tokens, default=0) > 0, f"num_tokens: expected numbers > 0, got {list(self.num_tokens)}")
+        require(min(self.rows_per_step, default=0) > 0, f"rows_per_step: expected >= 1, got {list(self.rows_per_step)}")
+
+
+@dataclass(frozen=True)
 class TokensConfig(TrackedReads):
     """Documents tokenised, joined by ``<|endoftext|>`` and laid into rows (docs/pretraining.md)."""
 

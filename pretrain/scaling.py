@@ -1,0 +1,176 @@
+"""The ``scaling_law`` stage: a grid of small runs on Ray Tune, the laws through it, a prediction, a picture.
+
+sizes x data budgets x batch sizes x learning rates ─ run_points ─► losses ─ scaling_fit ─► law.json, scaling.png
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pretrain.data.token_store import TokenStore
+from pretrain.proxies import SmallRun, TextRows, run_points, size_of_model, train_small
+from pretrain.scaling_fit import Optimum, PowerLaw, fit_power_law, optimum
+from pretrain.step import plan_steps
+from rlplatform.config import ConfigError, ScalingLawConfig
+from rlplatform.runs import RunFolder
+
+Cell = tuple[str, int, int]  # size, data budget (tokens), rows of a step
+
+
+def find_law(config: ScalingLawConfig, *, progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
+    """Leaves ``law.json`` (every run, every optimum, the laws) and ``scaling.png``; returns the summary.
+
+    N is the number of parameters without the embedding, D the tokens a run trained on, B the rows of a step.
+
+    Raises:
+        ConfigError: more tokens are asked for than the packed rows hold.
+        ProxyError: a small run failed.
+    """
+    folder = RunFolder(config.run_dir)
+    store, heldout = TokenStore(config.tokens), TokenStore(config.heldout)
+    if max(config.num_tokens) > store.manifest.num_tokens:
+        raise ConfigError(
+            f"num_tokens: expected at most the {store.manifest.num_tokens:,} tokens of {config.tokens}, got "
+            f"{max(config.num_tokens):,}"
+        )
+    vocab_size = 1 + max(int(in_memory(one, np.arange(len(one))).token_ids.max()) for one in (store, heldout))
+    points = [
+        {"size": size, "num_tokens": tokens, "rows_per_step": batch, "lr": lr}
+        for size, tokens, batch, lr in product(config.sizes, config.num_tokens, config.rows_per_step, config.lrs)
+    ]
+    found = run_points(
+        one_run,
+        points,
+        folder.path,
+        shared={
+            "tokens": str(Path(config.tokens).resolve()),
+            "heldout": str(Path(config.heldout).resolve()),
+            "sizes": dict(config.sizes),
+            "vocab_size": vocab_size,
+            "seed": config.seed,
+        },
+        key=json.dumps([asdict(store.manifest), asdict(heldout.manifest), config.sizes, config.seed], default=str),
+        num_parallel=config.num_parallel,
+        progress=progress,
+    )
+    parameters = {size: size_of_model(architecture, vocab_size) for size, architecture in config.sizes.items()}
+    curves = curves_of(points, found)
+    optima = {cell: optimum(*zip(*sorted(curve.items()), strict=True)) for cell, curve in curves.items()}
+    laws = laws_of(optima, parameters)
+    predicted = prediction(config, laws, vocab_size)
+    report = {
+        "runs": [{**point, **result} for point, result in zip(points, found, strict=True)],
+        "parameters": parameters,
+        "optima": [
+            {"size": size, "num_tokens": tokens, "rows_per_step": batch, **asdict(best)}
+            for (size, tokens, batch), best in optima.items()
+        ],
+        "laws": {name: asdict(law) for name, law in laws.items()},
+        "predicted": predicted,
+    }
+    folder.save_json("law.json", report)
+    draw(curves, optima, laws, parameters, folder.path / "scaling.png")
+    return {
+        "runs": len(points),
+        "at_edge": sum(best.at_edge for best in optima.values()),
+        "exponents": {name: {k: round(v, 4) for k, v in law.exponents.items()} for name, law in laws.items()},
+        "spread": {name: round(law.spread, 4) for name, law in laws.items()},
+        "predicted": predicted,
+    }
+
+
+def in_memory(store: TokenStore, rows: np.ndarray) -> TextRows:
+    batch = store.read(rows)
+    return TextRows(batch.token_ids, batch.cu_pieces, batch.cu_rows)
+
+
+def one_run(
+    tokens: str,
+    heldout: str,
+    sizes: Mapping[str, Any],
+    vocab_size: int,
+    seed: int,
+    size: str,
+    num_tokens: int,
+    rows_per_step: int,
+    lr: float,
+) -> dict[str, float]:
+    """One small run; its held-out loss (nan where it diverged), parameters and tokens."""
+    store, measured = TokenStore(tokens), TokenStore(heldout)
+    order = next(plan_steps(store.lengths, seed=seed, tokens_per_step=max(num_tokens, store.manifest.row_tokens)))
+    run = SmallRun(sizes[size], vocab_size, rows_per_step, lr, seed)
+    trained = train_small(run, in_memory(store, order), {"heldout": in_memory(measured, np.arange(len(measured)))})
+    return {"loss": trained.heldout["heldout"], "parameters": trained.parameters, "tokens": trained.tokens}
+
+
+def curves_of(points: list[dict[str, Any]], found: list[dict[str, Any]]) -> dict[Cell, dict[float, float]]:
+    """Of every size, budget and batch: learning rate -> loss."""
+    curves: dict[Cell, dict[float, float]] = {}
+    for point, result in zip(points, found, strict=True):
+        cell = (point["size"], point["num_tokens"], point["rows_per_step"])
+        curves.setdefault(cell, {})[point["lr"]] = result["loss"]
+    return curves
+
+
+def laws_of(optima: Mapping[Cell, Optimum], parameters: Mapping[str, int]) -> dict[str, PowerLaw]:
+    """``lr`` over (N, D) at each size's and budget's best batch; ``rows_per_step`` where there were several."""
+    best: dict[tuple[str, int], dict[int, Optimum]] = {}
+    for (size, tokens, batch), one in optima.items():
+        best.setdefault((size, tokens), {})[batch] = one
+    variables = {"N": [parameters[size] for size, _ in best], "D": [tokens for _, tokens in best]}
+    lowest = [min(cells.values(), key=lambda one: one.loss) for cells in best.values()]
+    laws = {"lr": fit_power_law(variables, [one.value for one in lowest])}
+    if min(len(cells) for cells in best.values()) >= 3:
+        batches = [
+            optimum(sorted(cells), [cells[batch].loss for batch in sorted(cells)]).value for cells in best.values()
+        ]
+        laws["rows_per_step"] = fit_power_law(variables, batches)
+    return laws
+
+
+def prediction(config: ScalingLawConfig, laws: Mapping[str, PowerLaw], vocab_size: int) -> dict[str, float]:
+    """What the laws say of the target; {} without one."""
+    if not config.target:
+        return {}
+    size = size_of_model(config.target, vocab_size)
+    tokens = config.target_tokens or max(config.num_tokens)
+    return {"N": size, "D": tokens, **{name: law(N=size, D=tokens) for name, law in laws.items()}}
+
+
+def draw(
+    curves: Mapping[Cell, Mapping[float, float]],
+    optima: Mapping[Cell, Optimum],
+    laws: Mapping[str, PowerLaw],
+    parameters: Mapping[str, int],
+    path: Path,
+) -> None:
+    """Losses over the learning rate with the optima, the law through the optima, and its residuals."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(15, 4.5), layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
+    for cell, curve in curves.items():
+        size, tokens, batch = cell
+        label = f"{size} ({parameters[size]:,}), {tokens:,} tokens, batch {batch}"
+        (line,) = left.plot(*zip(*sorted(curve.items()), strict=True), marker=".", label=label)
+        left.plot(optima[cell].value, optima[cell].loss, marker="*", markersize=11, color=line.get_color())
+        middle.plot(parameters[size], optima[cell].value, marker="*", markersize=11, color=line.get_color())
+    left.set(xscale="log", xlabel="learning rate", ylabel="held-out loss, nats", title="runs, and the optimum of each")
+    left.legend(fontsize=6)
+    law = laws["lr"]
+    sizes = np.geomspace(min(parameters.values()), 2 * max(parameters.values()), 50)
+    for tokens in sorted({cell[1] for cell in curves}):
+        middle.plot(sizes, [law(N=size, D=tokens) for size in sizes], linestyle="--", label=f"law, {tokens:,} tokens")
+    middle.set(xscale="log", yscale="log", xlabel="parameters", ylabel="learning rate", title="the law")
+    middle.legend(fontsize=7)
+    right.axhline(0.0, color="grey")
+    right.plot(range(len(law.residuals)), law.residuals, "o")
+    right.set(xlabel="fitted point", ylabel="log(optimum / law)", title=f"residuals; spread x{law.spread:.2f}")
+    figure.savefig(path, dpi=120)
