@@ -15,7 +15,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -38,8 +38,8 @@ Messages = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Pairs:
-    """``P`` pairs: rows ``2 i`` (chosen) and ``2 i + 1`` (rejected) of ``examples``, whose only target is the last
-    token: there the score is read."""
+    """``P`` pairs: rows ``2 i`` (chosen) and ``2 i + 1`` (rejected) of ``examples``. For a reward model the only target
+    is the last token, where the score is read; for DPO every token of the assistant's."""
 
     examples: Examples  # 2 P rows
     margins: np.ndarray  # float32 [P], by how much the chosen score should be higher, at the least
@@ -110,7 +110,7 @@ def load_pairs(
         if config.limit and index >= config.limit:
             break
         row_id = str(row.get("id", f"{config.split}-{index}"))
-        prompt, answers, margin, tools = _read(row, where, config, columns)
+        prompt, answers, margin, tools = read_pair(row, where, config, columns)
         if not select(json.dumps(prompt, sort_keys=True, default=str)):
             continue
         try:
@@ -134,16 +134,25 @@ def load_pairs(
 
 
 def _pack(pairs: Sequence[tuple[str, Written, Written, float]]) -> Pairs:
-    rows = [
-        (f"{row_id}/{side}", written.token_ids, np.arange(len(written.token_ids)) == len(written.token_ids) - 1)
+    sides = [
+        (row_id, [(w.token_ids, np.arange(len(w.token_ids)) == len(w.token_ids) - 1) for w in both])
         for row_id, *both, _ in pairs
-        for side, written in zip(("chosen", "rejected"), both, strict=True)
     ]
-    return Pairs(
-        examples=pack(rows),
-        margins=np.array([margin for *_, margin in pairs], dtype=np.float32),
-        completion_tokens=np.array([w.completion_tokens for _, *both, _ in pairs for w in both], dtype=np.int64),
+    found = pack_pairs(sides, np.array([margin for *_, margin in pairs], dtype=np.float32))
+    lengths = [w.completion_tokens for _, *both, _ in pairs for w in both]
+    return replace(found, completion_tokens=np.array(lengths, dtype=np.int64))
+
+
+def pack_pairs(pairs: Sequence[tuple[str, Sequence[tuple[np.ndarray, np.ndarray]]]], margins: np.ndarray) -> Pairs:
+    """From (id, (token ids and mask of the chosen, of the rejected)); completion tokens are the targets."""
+    examples = pack(
+        [
+            (f"{row_id}/{side}", token_ids, mask)
+            for row_id, both in pairs
+            for side, (token_ids, mask) in zip(("chosen", "rejected"), both, strict=True)
+        ]
     )
+    return Pairs(examples, margins, examples.loss_tokens)
 
 
 def held_out(prompt: str, *, seed: int, share: float) -> bool:
@@ -155,10 +164,10 @@ def held_out(prompt: str, *, seed: int, share: float) -> bool:
 # --- one row --------------------------------------------------------------------------------------------------------
 
 
-def _read(
+def read_pair(
     row: Mapping[str, Any], where: str, config: DataConfig, names: PairColumns
 ) -> tuple[str | Messages, tuple[str | Messages, str | Messages], float, Any]:
-    """(prompt, (chosen, rejected), margin, tools)."""
+    """(prompt, (chosen, rejected), margin, tools). Raises DataError: a column is missing or holds something else."""
     implicit = config.prompt not in row and "." not in config.prompt
     value, columns = normalise({**row, config.prompt: ""} if implicit else row, where, config)
     for name in (names.chosen, names.rejected):

@@ -25,7 +25,7 @@ from model.config import Qwen3Config
 from model.moe import RouterRecord
 from pretrain.data.token_store import Batch, TokenStore
 from pretrain.data.tokens import SEPARATOR
-from pretrain.loop import export, my_micro_batches, sum_over_ranks, train_steps
+from pretrain.loop import export, measure, train_steps
 from pretrain.setup import TrainingResult, engine_for, model_options
 from pretrain.step import model_inputs
 from pretrain.train import run_on_ray_train
@@ -336,17 +336,3 @@ def complete(engine: TrainEngine, config: PretrainConfig) -> list[dict[str, Any]
         {"prompt": prompt, "completion": tokenizer.decode(completion.token_ids)}
         for prompt, completion in zip(asked.prompts, completions, strict=True)
     ]
-
-
-def measure(engine: TrainEngine, objective: PackedDocuments, config: PretrainConfig) -> dict[str, float]:
-    """``loss`` over all rows and of every group, nats per target; changes nothing."""
-    import torch
-
-    engine.eval()
-    rows = np.arange(len(objective.store))
-    parts = my_micro_batches(engine, objective, rows, config)
-    with torch.no_grad():
-        sums = [objective.loss(engine, part, objective.denominator(rows))[1] for part in parts]
-    engine.train()
-    totals = sum_over_ranks(engine, [sum(column) for column in zip(*sums, strict=True)])
-    return objective.metrics(totals, rows)

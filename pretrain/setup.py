@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pretrain.train import run_on_ray_train
-from rlplatform.config import ConfigError, PreferenceConfig, PretrainConfig, SFTConfig
+from rlplatform.config import ConfigError, DPOConfig, PreferenceConfig, PretrainConfig, SFTConfig
 from rlplatform.runs import RunFolder, write_atomically
 from rlplatform.servable import check_positions, tokenizer_of
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 LOGGER = logging.getLogger(__name__)
 DROPPED_ROWS = "dropped_rows.jsonl"
 GET_TIMEOUT_S = 300.0  # rows, from Ray's object store
-StepConfig = SFTConfig | PreferenceConfig | PretrainConfig
+StepConfig = SFTConfig | PreferenceConfig | DPOConfig | PretrainConfig
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import numpy as np
 
 from model.moe import RouterRecord
 from pretrain.examples import Examples, load_examples
-from pretrain.loop import STOP_WINDOW, export, my_micro_batches, sum_over_ranks, train_steps
+from pretrain.loop import STOP_WINDOW, export, measure, train_steps
 from pretrain.setup import TrainingResult, engine_for, fit, model_options, prepare, received, write_dropped
 from pretrain.step import micro_batch_loss, packed
 from rlplatform.config import SFTConfig
@@ -117,6 +117,7 @@ def sft_worker(settings: dict[str, Any]) -> dict[str, Any]:
         summary |= {
             f"heldout_{name}": value
             for name, value in measure(engine, NextToken(heldout, chunk_tokens), config).items()
+            if name != "loss_tokens"
         }
     export(engine, folder)
     ray.train.report(summary)
@@ -169,17 +170,3 @@ class NextToken:
             "target_probability": probability / len(rows),
             "loss_tokens": self.denominator(rows),
         }
-
-
-def measure(engine: TrainEngine, objective: NextToken, config: SFTConfig) -> dict[str, float]:
-    """``loss``, nats per target over all rows, and ``target_probability``; changes nothing."""
-    import torch
-
-    engine.eval()
-    rows = np.arange(len(objective.lengths))
-    parts = my_micro_batches(engine, objective, rows, config)
-    with torch.no_grad():
-        sums = [objective.loss(engine, part, objective.denominator(rows))[1] for part in parts]
-    engine.train()
-    loss, probability = sum_over_ranks(engine, [sum(column) for column in zip(*sums, strict=True)])
-    return {"loss": loss, "target_probability": probability / len(rows)}

@@ -19,6 +19,7 @@ from rlplatform.config import (
     BenchmarksConfig,
     ConfigError,
     DocumentsConfig,
+    DPOConfig,
     EvalConfig,
     FilterConfig,
     FusionConfig,
@@ -277,7 +278,7 @@ def data_hashes(resolved: Any) -> dict[str, str]:
         paths = [getattr(getattr(resolved, "data", None), "path", "")]
         if isinstance(resolved, RLConfig):
             paths.append(resolved.evaluation.data.path)
-        if isinstance(resolved, PreferenceConfig):
+        if isinstance(resolved, PreferenceConfig | DPOConfig):
             paths.append(resolved.heldout.path)
         if isinstance(resolved, FilterConfig | FusionConfig):
             paths += resolved.files

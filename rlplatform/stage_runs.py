@@ -15,6 +15,7 @@ from rlplatform.config import (
     ConfigError,
     DatasetConfig,
     DocumentsConfig,
+    DPOConfig,
     InitModelConfig,
     MixtureConfig,
     MixtureSearchConfig,
@@ -91,6 +92,16 @@ def preference(config: PreferenceConfig) -> Outcome:
     return outcome
 
 
+def dpo(config: DPOConfig) -> Outcome:
+    from pretrain.dpo import run_dpo
+
+    def line(row: Mapping[str, Any]) -> str:
+        held_out = f"  held out {row['heldout/dpo/accuracy']:.1%}" if "heldout/dpo/accuracy" in row else ""
+        return f"loss {row['loss']:.3f}  margin {row['dpo/margin']:.3f}{held_out}"
+
+    return _train(config, partial(run_dpo, config), line)
+
+
 def pretrain(config: PretrainConfig) -> Outcome:
     from pretrain.pretraining import run_pretraining
 
@@ -102,7 +113,7 @@ def pretrain(config: PretrainConfig) -> Outcome:
 
 
 def _train(
-    config: SFTConfig | PreferenceConfig | PretrainConfig,
+    config: SFTConfig | PreferenceConfig | DPOConfig | PretrainConfig,
     run: Callable[..., Any],
     line: Callable[[Mapping[str, Any]], str],
 ) -> Outcome:
@@ -211,6 +222,7 @@ STAGES: dict[str, Callable[[Any], Outcome]] = {
     "init_model": init_model,
     "sft": sft,
     "preference": preference,
+    "dpo": dpo,
     "rl": run_rl,
     "eval": run_eval,
     "benchmarks": benchmarks,

@@ -35,7 +35,7 @@ from rlplatform.config.pretraining import (
     TokensConfig,
 )
 from rlplatform.config.rl import EvaluationConfig, PublishConfig, RLConfig, TrackerConfig
-from rlplatform.config.supervised import PreferenceConfig, SFTConfig
+from rlplatform.config.supervised import DPOConfig, PreferenceConfig, SFTConfig
 
 __all__ = [
     "KINDS",
@@ -44,6 +44,7 @@ __all__ = [
     "CheckpointConfig",
     "CompletionsConfig",
     "ConfigError",
+    "DPOConfig",
     "DataConfig",
     "DatasetConfig",
     "DocumentsConfig",

@@ -17,7 +17,7 @@ from rlplatform.config.pretraining import (
     TokensConfig,
 )
 from rlplatform.config.rl import RLConfig
-from rlplatform.config.supervised import PreferenceConfig, SFTConfig
+from rlplatform.config.supervised import DPOConfig, PreferenceConfig, SFTConfig
 from rlplatform.reads import TrackedReads
 
 
@@ -39,6 +39,7 @@ RunConfig = (
     RLConfig
     | SFTConfig
     | PreferenceConfig
+    | DPOConfig
     | EvalConfig
     | BenchmarksConfig
     | DatasetConfig
@@ -58,6 +59,7 @@ KINDS: dict[str, type] = {
     "rl": RLConfig,
     "sft": SFTConfig,
     "preference": PreferenceConfig,
+    "dpo": DPOConfig,
     "eval": EvalConfig,
     "benchmarks": BenchmarksConfig,
     "dataset": DatasetConfig,
