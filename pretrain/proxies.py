@@ -215,6 +215,6 @@ def _tune(
         tune_config=tune.TuneConfig(max_concurrent_trials=num_parallel or None),
         run_config=tune.RunConfig(name="ray_tune", storage_path=str(folder.resolve()), verbose=0),
     )
-    failed = [result.error for result in tuner.fit() if result.error is not None]
+    failed = tuner.fit().errors
     if failed:
         raise ProxyError(f"{len(failed)} of {len(todo)} small runs failed, the first with: {failed[0]}")

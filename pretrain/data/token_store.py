@@ -101,7 +101,7 @@ def write_shard(folder: Path, shard: int, token_ids: np.ndarray, rows: Rows, doc
         token_ids: int32 ``[T]``, the rows one after another.
         document: int64 ``[P]``, the number of each piece's document.
     """
-    arrays = {
+    arrays: dict[str, np.ndarray] = {
         "tokens": token_ids.astype(np.int32, copy=False),
         "pieces": np.stack([document, rows.start, rows.length], axis=1).astype(np.int64),
         "rows": rows.cu_pieces.astype(np.int64),
