@@ -22,14 +22,14 @@ pytestmark = pytest.mark.usefixtures("cluster")
 
 
 def corpus(num: int, seed: int, kinds: tuple[str, ...]) -> list[Row]:
-    """``count``: numbers in order. ``noise``: numbers without any; both from one source."""
+    """``count``: numbers in order. ``noise``: letters without any; both from one source."""
     rng = np.random.default_rng(seed)
     rows = []
     for k in range(num):
         kind, start = kinds[k % len(kinds)], int(rng.integers(0, 70))
-        numbers = np.arange(start, start + 20)
-        rng.shuffle(numbers) if kind == "noise" else None
-        row = document("made", f"{seed}-{k}", f"made:{k}", " ".join(map(str, numbers)))
+        noise = "".join(rng.choice(list("abcdefghij "), size=60))
+        text = " ".join(map(str, range(start, start + 20))) if kind == "count" else noise
+        row = document("made", f"{seed}-{k}", f"made:{k}", text)
         order = 1.0 if kind == "count" else 0.0
         rows.append({**row, "labels": [label("kind", kind, "rule@1"), label("order", str(order), "rule@1", order)]})
     return rows
@@ -57,7 +57,7 @@ def config_of(folder: Path, run_dir: Path) -> MixtureSearchConfig:
         numbers=("order",),
         num_proxies=6,
         num_seeds=2,
-        proxy_tokens=6_000,
+        proxy_tokens=12_000,
         rows_per_step=4,
         architecture={"num_hidden_layers": 1, "hidden_size": 32, "intermediate_size": 64},
     )
