@@ -12,8 +12,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-UNKNOWN = "unknown"
-
 
 @dataclass(frozen=True)
 class Language:
@@ -23,6 +21,16 @@ class Language:
     code: str  # ISO 639-3; of Chinese with the script: zho_Hans, zho_Hant
     py3langid: str = ""  # its label in py3langid's model; "" = that model lacks it
     udhr: tuple[str, ...] = ()  # translations of the Declaration; () = there is none
+
+    @property
+    def iso(self) -> str:
+        """Without a script: what a classifier tells, while the script is seen."""
+        return self.code.partition("_")[0]
+
+    @property
+    def is_taught(self) -> bool:
+        """Can the n-gram classifier learn it from the Declaration?"""
+        return bool(self.udhr)
 
 
 # fmt: off
@@ -148,3 +156,53 @@ LANGUAGES: tuple[Language, ...] = (
     Language("Swahili", "swh", "sw", ("swh",)),
 )
 # fmt: on
+
+# Outside the 119: languages that py3langid tells, by their ISO 639-3 codes. `zxx` is no language.
+OTHERS = {
+    "ace": "ace", "am": "amh", "an": "arg", "bcl": "bcl", "br": "bre", "crh": "crh", "dz": "dzo", "eo": "epo",
+    "ext": "ext", "fuv": "fuv", "fy": "fry", "gcf": "gcf", "gcr": "gcr", "gd": "gla", "gom": "gom", "grc": "grc",
+    "gug": "gug", "guw": "guw", "ha": "hau", "hbo": "hbo", "ig": "ibo", "kab": "kab", "kik": "kik", "ku": "kmr",
+    "ky": "kir", "la": "lat", "lg": "lug", "ln": "lin", "ltg": "ltg", "mg": "plt", "mn": "khk", "nso": "nso",
+    "om": "orm", "pcm": "pcm", "ps": "pus", "qu": "que", "rw": "kin", "sa": "san", "sdh": "sdh", "se": "sme",
+    "sn": "sna", "so": "som", "st": "sot", "tk": "tuk", "ug": "uig", "uzs": "uzs", "vo": "vol", "wa": "wln",
+    "wuu": "wuu", "xh": "xho", "yo": "yor", "zu": "zul",
+}  # fmt: skip
+PY3LANGID: dict[str, str] = {**{one.py3langid: one.iso for one in LANGUAGES if one.py3langid}, **OTHERS}
+
+# ISO 15924 codes of the scripts that a language is written in; Latin where it is not named.
+_SCRIPTS = {
+    "Cyrl": "bul rus ukr bel mkd tgk kaz bak tat kir khk srp bos uzn azj crh kmr tuk uig",
+    "Arab": "pes prs urd snd arb ars apc arz ary acm acq aeb pus uig sdh uzs kmr kaz zsm",
+    "Deva": "npi mar hne awa mai bho hin mag san gom snd",
+    "Hebr": "heb hbo ydd",
+    "Beng": "ben asm",
+    "Grek": "ell grc",
+    "Ethi": "amh",
+    "Hans": "zho yue wuu",
+    "Hant": "zho yue wuu",
+    "Hani": "zho yue wuu",
+    "Jpan": "jpn",
+    "Hang": "kor",
+    "Guru": "pan",
+    "Gujr": "guj",
+    "Orya": "ory",
+    "Armn": "hye",
+    "Sinh": "sin",
+    "Mymr": "mya",
+    "Taml": "tam",
+    "Telu": "tel",
+    "Knda": "kan",
+    "Mlym": "mal",
+    "Thai": "tha",
+    "Laoo": "lao",
+    "Khmr": "khm",
+    "Geor": "kat",
+    "Tibt": "dzo",
+}
+_ALSO_LATIN = frozenset("srp bos uzn azj crh kmr tuk kaz zsm gom uig".split())
+
+
+def written_in(iso: str) -> frozenset[str]:
+    """The scripts of a language (ISO 639-3): what a text in another one cannot be in."""
+    found = {script for script, languages in _SCRIPTS.items() if iso in languages.split()}
+    return frozenset(found | {"Latn"} if not found or iso in _ALSO_LATIN else found)
