@@ -97,13 +97,18 @@ def _read_json(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"{path} row {number}", row
 
 
-def _read_hub(path: str, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    name, _, subset = path.partition(":")  # e.g. openai/gsm8k:main, or owner/name@revision:subset
+def read_hub(path: str, split: str, *, streaming: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(where it stands, row) of a hub dataset: ``openai/gsm8k:main``, or ``owner/name@revision:subset``.
+
+    Raises:
+        DataError: it does not load.
+    """
+    name, _, subset = path.partition(":")
     name, _, revision = name.partition("@")
     try:
         from datasets import load_dataset
 
-        dataset = load_dataset(name, subset or None, split=split, revision=revision or None)
+        dataset = load_dataset(name, subset or None, split=split, revision=revision or None, streaming=streaming)
     except Exception as error:
         raise DataError(
             f"data.path={path!r}: no such file or folder here, and as a hub dataset it did not load "
@@ -139,7 +144,7 @@ def read_rows(config: DataConfig) -> Iterator[tuple[str, dict[str, Any]]]:
     elif (path.suffix and ":" not in path.name) or path.is_absolute() or config.path.startswith("."):
         raise DataError(f"data.path={config.path!r}: no such file")
     else:
-        yield from _read_hub(config.path, config.split)
+        yield from read_hub(config.path, config.split)
         return
     for file in paths:
         if file.name.endswith((".jsonl", ".jsonl.gz")):

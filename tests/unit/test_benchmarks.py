@@ -303,7 +303,7 @@ def test_a_set_of_the_hub_is_read_subset_by_subset(name: str, tmp_path: Path, mo
         key = path if path in HUB_ROWS else path.partition(":")[0] + ":"
         return ((f"{path} row", row) for row in HUB_ROWS[key])
 
-    monkeypatch.setattr("rlplatform.datafiles._read_hub", read_hub)
+    monkeypatch.setattr("rlplatform.datafiles.read_hub", read_hub)
     folder = ""
     if name == "bbh":  # its exemplars are files
         folder = str(tmp_path)
