@@ -24,12 +24,20 @@ import numbers
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pretrain.data.document import Row, label
-from rewards.base import ERROR, NOT_APPLICABLE, TIMEOUT, UNPARSEABLE, RewardLoadError, load_function, nearest
+from rewards.base import (
+    ERROR,
+    NOT_APPLICABLE,
+    TIMEOUT,
+    UNPARSEABLE,
+    RewardLoadError,
+    absolute,
+    load_function,
+    nearest,
+)
 from rlplatform.config import ConfigError
 from rlplatform.datafiles import DataError
 
@@ -173,7 +181,7 @@ class Labeller:
     settings: Mapping[str, Any] = field(default_factory=dict)
     identity: str = ""  # what its labels bear
 
-    @cached_property
+    @property
     def function(self) -> Callable[..., Any]:
         return load_function(self.target, f"labeller {self.name!r}")
 
@@ -251,7 +259,7 @@ def bind(name: str, settings: Mapping[str, Any] | None = None) -> Labeller:
             f"labellers.{name}: expected one of {', '.join(LABELLERS)}, package.module:fn or path/file.py:fn, as its "
             f"name or under `use`, got {used!r}{nearest(used, LABELLERS)}"
         )
-    target = LABELLERS.get(used, used)
+    target = LABELLERS.get(used) or absolute(used)
     try:
         function = load_function(target, f"labeller {name!r}")
     except RewardLoadError as error:
