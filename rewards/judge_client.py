@@ -102,7 +102,7 @@ async def ask(
         return kept
 
     async def fetch() -> Reply | NoReply:
-        reply = await _send(endpoint, body)
+        reply = await send(endpoint, body)
         if cache is not None and isinstance(reply, Reply) and _is_readable(read, reply, request, rules):
             return replace(reply, text=cache.put(key, reply))  # another process may have been first
         return reply
@@ -165,7 +165,8 @@ def _is_readable(read: Callable[[Reply, Ask, Rules], object], reply: Reply, requ
     return True
 
 
-async def _send(endpoint: Endpoint, body: Mapping[str, Any]) -> Reply | NoReply:
+async def send(endpoint: Endpoint, body: Mapping[str, Any]) -> Reply | NoReply:
+    """The reply to the request ``body``, as the ``openai`` client takes it; raises JudgeSettingsError as ``ask``."""
     import openai
     from openai.types.chat import ChatCompletion
 
@@ -181,7 +182,7 @@ async def _send(endpoint: Endpoint, body: Mapping[str, Any]) -> Reply | NoReply:
         cause = error.__cause__ or error
         return NoReply(
             ERROR,
-            _hide(f"{url} cannot be reached: {type(cause).__name__}: {cause}; is the judge running there, is "
+            _hide(f"{url} cannot be reached: {type(cause).__name__}: {cause}; is the model served there, is "
                   f"base_url right (it usually ends in /v1), does a proxy or firewall stand between?", key),
         )  # fmt: skip
     except openai.APIStatusError as error:
@@ -220,7 +221,7 @@ def _hint(error: Any) -> str:
         401: "; does the variable named by api_key_env hold the right key?",
         403: "; may this key use this model?",
         404: "; does base_url end in /v1, and does the endpoint serve this model?",
-        429: "; lower concurrency or per_second of this reward, or raise max_retries",
+        429: "; lower concurrency (or per_second of a reward), or raise max_retries",
     }
     return hints.get(error.status_code, "")
 

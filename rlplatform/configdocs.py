@@ -45,6 +45,13 @@ SECTIONS = (
     config.EvaluationConfig,
     config.CheckpointConfig,
     config.TrackerConfig,
+    config.SourceConfig,
+    config.PdfConfig,
+    config.EndpointConfig,
+    config.ResponsesConfig,
+    config.WorkersConfig,
+    config.GoldConfig,
+    config.FeaturesConfig,
 )
 
 

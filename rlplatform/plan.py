@@ -18,6 +18,7 @@ from typing import Any
 from rlplatform.config import (
     BenchmarksConfig,
     ConfigError,
+    DocumentsConfig,
     EvalConfig,
     FilterConfig,
     FusionConfig,
@@ -32,7 +33,13 @@ from rlplatform.reads import reads_do_not_count
 from rlplatform.recorded import weights_mark
 
 STARTED, DONE = "started.json", "done.json"
-WORK = (DONE, "metrics.jsonl", "checkpoints", "groups")  # an attempt that left none of these left nothing to lose
+WORK = (
+    DONE,
+    "metrics.jsonl",
+    "checkpoints",
+    "groups",
+    ".finished",
+)  # an attempt that left none of these left nothing to lose
 MAY_CHANGE = ("num_steps", "run_dir", "name", "tracker.", "checkpoint.", "evaluation.every")  # a run goes on with these
 NOT_HASHED = ("run_dir", "name", "tracker", "checkpoint")
 
@@ -260,7 +267,7 @@ def _models(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def data_hashes(resolved: Any) -> dict[str, str]:
-    """Path -> SHA-256 of the content of the data files and folders a stage reads."""
+    """Path -> SHA-256 of the content of the data files and folders a stage reads; of a corpus, of its list of files."""
     with reads_do_not_count():
         paths = [getattr(getattr(resolved, "data", None), "path", "")]
         if isinstance(resolved, RLConfig):
@@ -273,7 +280,18 @@ def data_hashes(resolved: Any) -> dict[str, str]:
             from rlplatform.evaluation.rows import files_of
 
             paths += files_of(resolved)
-    return {path: _content(Path(path)) for path in paths if path and Path(path).exists()}
+        listed = _corpus(resolved) if isinstance(resolved, DocumentsConfig) else {}
+    return listed | {path: _content(Path(path)) for path in paths if path and Path(path).exists()}
+
+
+def _corpus(config: DocumentsConfig) -> dict[str, str]:
+    """Source -> SHA-256 of the names, sizes and times of its files: a corpus is too large to be read twice."""
+    from pretrain.data.sources import plan
+
+    tasks, _ = plan(config)
+    names = dict.fromkeys(task.name for task in tasks)
+    files = {name: [file for task in tasks if task.name == name for file in task.files] for name in names}
+    return {name: hashlib.sha256(repr(found).encode()).hexdigest() for name, found in files.items()}
 
 
 def _content(path: Path) -> str:

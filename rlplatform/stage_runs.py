@@ -10,7 +10,17 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from rlplatform.config import BenchmarksConfig, ConfigError, DatasetConfig, InitModelConfig, PreferenceConfig, SFTConfig
+from rlplatform.config import (
+    AnnotateConfig,
+    BenchmarksConfig,
+    ConfigError,
+    DatasetConfig,
+    DocumentsConfig,
+    InitModelConfig,
+    PreferenceConfig,
+    SFTConfig,
+    TrainLabellerConfig,
+)
 from rlplatform.data_stages import filter_rows, fusion
 from rlplatform.launch import Outcome, make_room, ray_session, run_eval, run_rl
 from rlplatform.runs import RunFolder, write_atomically
@@ -105,6 +115,54 @@ def benchmarks(config: BenchmarksConfig) -> Outcome:
     return run_benchmarks(config)
 
 
+def documents(config: DocumentsConfig) -> Outcome:
+    """Raw files of all sources to documents."""
+    from pretrain.data.documents import make_documents
+
+    RunFolder(config.run_dir).begin(config)
+    with ray_session():
+        summary = make_documents(config, shards_progress(config.name))
+    return Outcome(config.run_dir, summary)
+
+
+def annotate(config: AnnotateConfig) -> Outcome:
+    """Labels on every document."""
+    from pretrain.data.annotate import annotate as label_documents
+    from pretrain.data.annotate import labellers_of, table
+
+    labellers_of(config)  # what is wrong with them is said before Ray starts
+    RunFolder(config.run_dir).begin(config)
+    with ray_session():
+        summary = label_documents(config, shards_progress(config.name))
+    for line in table(summary):
+        say(line)
+    return Outcome(config.run_dir, {name: summary[name] for name in ("documents", "shards", "label_version")})
+
+
+def train_labeller(config: TrainLabellerConfig) -> Outcome:
+    """A small classifier and its scores."""
+    from pretrain.data.ngrams import MODEL_FILE
+    from pretrain.data.train_labeller import table
+    from pretrain.data.train_labeller import train_labeller as train
+
+    RunFolder(config.run_dir).begin(config)
+    summary = train(config)
+    for line in table(summary):
+        say(line)
+    held_out = {name: summary["held_out"][name] for name in ("macro_f1", "accuracy", "texts")}
+    return Outcome(str(Path(config.run_dir) / MODEL_FILE), {"label": config.label, **held_out})
+
+
+def shards_progress(name: str) -> Callable[[int, int], None]:
+    """About twenty lines of progress for a stage that works on shards: (finished, in all)."""
+
+    def show(finished: int, num: int) -> None:
+        if finished and (finished % max(num // 20, 1) == 0 or finished == num):
+            say(f"{name}: {finished} of {num} shards")
+
+    return show
+
+
 STAGES: dict[str, Callable[[Any], Outcome]] = {
     "dataset": make_dataset,
     "init_model": init_model,
@@ -116,4 +174,7 @@ STAGES: dict[str, Callable[[Any], Outcome]] = {
     "sample": sample,
     "filter": filter_rows,
     "fusion": fusion,
+    "documents": documents,
+    "annotate": annotate,
+    "train_labeller": train_labeller,
 }

@@ -199,7 +199,7 @@ _SCRIPTS = {
     "Geor": "kat",
     "Tibt": "dzo",
 }
-_ALSO_LATIN = frozenset("srp bos uzn azj crh kmr tuk kaz zsm gom uig".split())
+_ALSO_LATIN = frozenset(["srp", "bos", "uzn", "azj", "crh", "kmr", "tuk", "kaz", "zsm", "gom", "uig"])
 
 
 def written_in(iso: str) -> frozenset[str]:

@@ -81,8 +81,8 @@ def _han_variant(text: str) -> str:
     simplified = traditional = 0
     for character, number in Counter(text).items():
         in_gb, in_big5 = _encodes(character, "gb2312"), _encodes(character, "big5")
-        simplified += number * (in_gb and not in_big5 and "\u3400" <= character)
-        traditional += number * (in_big5 and not in_gb and "\u3400" <= character)
+        simplified += number * (in_gb and not in_big5 and character >= "\u3400")
+        traditional += number * (in_big5 and not in_gb and character >= "\u3400")
     if simplified == traditional:
         return "Hani"
     return "Hans" if simplified > traditional else "Hant"

@@ -33,6 +33,7 @@ from pretrain.data.document import (
     read_batches,
     shard_name,
 )
+from rlplatform.config import ConfigError
 from rlplatform.datafiles import DataError
 from rlplatform.runs import write_atomically
 from rlplatform.stages.records import Decision
@@ -44,6 +45,10 @@ Filter = Callable[[list[Row]], Sequence[Decision]]  # one decision a row
 Progress = Callable[[int, int], None]  # (shards finished, shards in all)
 
 FINISHED = ".finished"  # folder of marks
+ERRORS: Mapping[str, type[Exception]] = {
+    "DataError": DataError,
+    "ConfigError": ConfigError,
+}  # raised again as they were
 
 
 @dataclass(frozen=True)
@@ -75,15 +80,17 @@ def run_tasks(
     key: str,
     workers: Workers = Workers(),
     progress: Progress | None = None,
+    check: Callable[[Counts], None] | None = None,
 ) -> list[Counts]:
     """``process(index, task)`` for every task that has no mark of ``key`` yet; the counts of all, in the tasks' order.
 
     Args:
         process: writes into ``folder`` what it makes, whole or not at all; its name may depend on the index alone.
         key: what the output follows from beside the task (settings, versions); another key is other work.
+        check: is given the sum of all counts when a task ends, and raises to stop.
 
     Raises:
-        DataError: a task raised one; its message names the task.
+        DataError, ConfigError: a task raised one.
         RuntimeError: a task raised anything else; the message ends with its traceback.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -95,19 +102,29 @@ def run_tasks(
         mark = _read_mark(folder, index)
         if mark is not None and mark["key"] == task_key:
             counts[index] = mark["counts"]
+    if check is not None:
+        check(total(list(counts.values())))
     open_tasks = [index for index in range(len(tasks)) if index not in counts]
     if progress is not None:
         progress(len(counts), len(tasks))
     for row in _on_ray(process, [(index, tasks[index]) for index in open_tasks], workers):
         index = int(row["index"])
         if row["error"]:
-            raise (DataError if row["is_data_error"] else RuntimeError)(row["error"])
+            raise ERRORS.get(row["kind"], RuntimeError)(row["error"])
         counts[index] = json.loads(row["counts"])
         mark = {"key": keys[index], "counts": counts[index]}
         write_atomically(folder / FINISHED / f"{index:05d}.json", json.dumps(mark))
         if progress is not None:
             progress(len(counts), len(tasks))
+        if check is not None:
+            check(total(list(counts.values())))
     return [counts[index] for index in range(len(tasks))]
+
+
+def is_finished(tasks: Sequence[Any], folder: Path, *, key: str) -> bool:
+    """Has every task a mark of ``key``?"""
+    marks = [_read_mark(folder, index) for index in range(len(tasks))]
+    return all(mark is not None and mark["key"] == _digest(key, task) for mark, task in zip(marks, tasks, strict=True))
 
 
 def _digest(key: str, task: Any) -> str:
@@ -155,12 +172,12 @@ class _Actor:
 
 def _answer(item: Mapping[str, Any], process: Process) -> dict[str, Any]:
     """Counts or the error, as a row: the first error reaches the driver as it was raised."""
-    answer = {"index": item["index"], "counts": "{}", "error": "", "is_data_error": False}
+    answer = {"index": item["index"], "counts": "{}", "error": "", "kind": ""}
     try:
         counts = process(int(item["index"]), pickle.loads(item["task"]))
         return {**answer, "counts": json.dumps(counts)}
-    except DataError as error:
-        return {**answer, "error": str(error), "is_data_error": True}
+    except ConfigError as error:
+        return {**answer, "error": str(error), "kind": type(error).__name__}
     except Exception as error:
         return {**answer, "error": f"shard {item['index']}: {error!r}\n{traceback.format_exc()}"}
 

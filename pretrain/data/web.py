@@ -15,6 +15,7 @@ from typing import IO, Any
 
 from pretrain.data.items import Counted, Found, Item, error
 from pretrain.data.streams import open_bytes
+from rlplatform.config import ConfigError
 from rlplatform.config.corpus_documents import SourceConfig
 from rlplatform.datafiles import DataError
 
@@ -40,7 +41,7 @@ def html_item(data: bytes, place: str, settings: Mapping[str, Any], *, charset: 
     try:
         page = bare_extraction(_decoded(data, charset), **options)
     except TypeError as wrong:  # a setting it does not have
-        raise DataError(f"html: expected keyword arguments of trafilatura.bare_extraction: {wrong}") from wrong
+        raise ConfigError(f"html: expected keyword arguments of trafilatura.bare_extraction: {wrong}") from wrong
     text = page.text.strip() if page is not None and page.text else ""
     if page is None or not text:
         return Item(place, reason="no main text", detail=f"{len(data)} bytes of HTML", **rest)

@@ -10,6 +10,15 @@ from __future__ import annotations
 
 from rlplatform.config.algorithm import AlgorithmConfig, TeacherConfig
 from rlplatform.config.base import ConfigError
+from rlplatform.config.corpus_annotate import AnnotateConfig, FeaturesConfig, GoldConfig, TrainLabellerConfig
+from rlplatform.config.corpus_documents import (
+    DocumentsConfig,
+    EndpointConfig,
+    PdfConfig,
+    ResponsesConfig,
+    SourceConfig,
+    WorkersConfig,
+)
 from rlplatform.config.data_stages import DatasetConfig, FilterConfig, FusionConfig, InitModelConfig, SampleConfig
 from rlplatform.config.evaluation import BenchmarksConfig, EvalConfig
 from rlplatform.config.generation import DataConfig, ModelConfig, RolloutConfig, SamplingConfig
@@ -22,31 +31,41 @@ from rlplatform.config.supervised import PreferenceConfig, SFTConfig
 __all__ = [
     "KINDS",
     "AlgorithmConfig",
+    "AnnotateConfig",
     "BenchmarksConfig",
     "CheckpointConfig",
     "ConfigError",
     "DataConfig",
     "DatasetConfig",
+    "DocumentsConfig",
+    "EndpointConfig",
     "EnvironmentConfig",
     "EvalConfig",
     "EvaluationConfig",
+    "FeaturesConfig",
     "FilterConfig",
     "FusionConfig",
+    "GoldConfig",
     "InitModelConfig",
     "LearnerConfig",
     "LoraConfig",
     "ModelConfig",
     "OptimizerConfig",
+    "PdfConfig",
     "PreferenceConfig",
     "PublishConfig",
     "RLConfig",
     "RecipeConfig",
+    "ResponsesConfig",
     "RewardConfig",
     "RolloutConfig",
     "RunConfig",
     "SFTConfig",
     "SampleConfig",
     "SamplingConfig",
+    "SourceConfig",
     "TeacherConfig",
     "TrackerConfig",
+    "TrainLabellerConfig",
+    "WorkersConfig",
 ]

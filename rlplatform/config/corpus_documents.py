@@ -99,6 +99,20 @@ class PdfConfig(TrackedReads):
 
 
 @dataclass(frozen=True)
+class ResponsesConfig(TrackedReads):
+    """How the responses of a `sample` stage become documents (docs/pretraining_data.md, "Synthetic data")."""
+
+    solutions: str = ""  # responses.jsonl of the stage that solved the claims again; "" = their answers are unchecked
+    min_agreement: float = 0.75  # share of the graded solutions that must have the claimed answer
+    min_solutions: int = 2  # graded solutions without which an answer is unchecked
+    only_verified: bool = False  # drop what was not verified; else it is kept and says so
+
+    def __post_init__(self) -> None:
+        require(0 < self.min_agreement <= 1, f"responses.min_agreement: expected in (0, 1], got {self.min_agreement:g}")
+        require(self.min_solutions >= 1, f"responses.min_solutions: expected >= 1, got {self.min_solutions}")
+
+
+@dataclass(frozen=True)
 class SourceConfig(TrackedReads):
     """One source of documents."""
 
@@ -114,14 +128,13 @@ class SourceConfig(TrackedReads):
     limit: int = 0  # documents; 0 = all
     html: dict[str, Any] = field(default_factory=dict)  # html, warc: settings of trafilatura's extraction
     pdf: PdfConfig = field(default_factory=PdfConfig)
-    min_agreement: float = 0.75  # responses: share of independent solutions that must agree with an answer
+    responses: ResponsesConfig = field(default_factory=ResponsesConfig)
 
     def __post_init__(self) -> None:
         require(bool(self.path) and all(self.path), "path: expected files, folders, globs or hub ids; got nothing")
         require(self.format in FORMATS, f"format: expected one of {', '.join(FORMATS)}, got {self.format!r}")
         require(bool(self.text), "text: expected at least one column")
         require(self.limit >= 0, f"limit: expected >= 0, got {self.limit}")
-        require(0 < self.min_agreement <= 1, f"min_agreement: expected in (0, 1], got {self.min_agreement:g}")
         try:
             codecs.lookup(self.encoding)
             one_byte = "\n".encode(self.encoding) == b"\n"

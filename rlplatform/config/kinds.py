@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from rlplatform.config.base import require
+from rlplatform.config.corpus_annotate import AnnotateConfig, TrainLabellerConfig
+from rlplatform.config.corpus_documents import DocumentsConfig
 from rlplatform.config.data_stages import DatasetConfig, FilterConfig, FusionConfig, InitModelConfig, SampleConfig
 from rlplatform.config.evaluation import BenchmarksConfig, EvalConfig
 from rlplatform.config.rl import RLConfig
@@ -38,6 +40,9 @@ RunConfig = (
     | SampleConfig
     | FilterConfig
     | FusionConfig
+    | DocumentsConfig
+    | AnnotateConfig
+    | TrainLabellerConfig
     | RecipeConfig
 )
 KINDS: dict[str, type] = {
@@ -51,5 +56,8 @@ KINDS: dict[str, type] = {
     "sample": SampleConfig,
     "filter": FilterConfig,
     "fusion": FusionConfig,
+    "documents": DocumentsConfig,
+    "annotate": AnnotateConfig,
+    "train_labeller": TrainLabellerConfig,
     "recipe": RecipeConfig,
 }

@@ -556,7 +556,7 @@ def test_a_slow_judge_is_a_timeout(stand_in, grade):
 def test_nobody_listens(grade):
     [verdict] = grade(["2"], base_url="http://127.0.0.1:9/v1", max_retries=0)
     assert verdict.status == ERROR
-    for words in ("http://127.0.0.1:9/v1 cannot be reached", "is the judge running there", "/v1"):
+    for words in ("http://127.0.0.1:9/v1 cannot be reached", "is the model served there", "/v1"):
         assert words in verdict.detail
 
 

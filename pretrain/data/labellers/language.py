@@ -12,8 +12,8 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 
-from pretrain.data.languages import LANGUAGES, PY3LANGID, written_in
 from pretrain.data.labels import UNKNOWN, Value, labeller
+from pretrain.data.languages import LANGUAGES, PY3LANGID, written_in
 from pretrain.data.ngrams import NgramModel, load
 from pretrain.data.scripts import script
 from rewards.language import identifier

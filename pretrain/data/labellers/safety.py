@@ -15,8 +15,7 @@ from pretrain.data.scripts import words
 from rlplatform.datafiles import DataError
 
 # Words of advertisements for pornography; no word has a medical or everyday use.
-TERMS = frozenset("porn porno pornos xxx milf camgirl camgirls creampie blowjob blowjobs handjob cumshot gangbang "
-                  "deepthroat hentai bukkake upskirt fuckbuddy sexcam sexcams escortservice".split())  # fmt: skip
+TERMS = frozenset(["porn", "porno", "pornos", "xxx", "milf", "camgirl", "camgirls", "creampie", "blowjob", "blowjobs", "handjob", "cumshot", "gangbang", "deepthroat", "hentai", "bukkake", "upskirt", "fuckbuddy", "sexcam", "sexcams", "escortservice"])  # fmt: skip
 _EDGES = "\"'“”‘’«»„.,;:!?()[]{}*_#@-"
 
 
