@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rlplatform.config import (
+    AnnotateConfig,
     BenchmarksConfig,
     ConfigError,
     DocumentsConfig,
@@ -27,6 +28,7 @@ from rlplatform.config import (
     RLConfig,
     RunConfig,
     SampleConfig,
+    TrainLabellerConfig,
 )
 from rlplatform.configfile import flat, inputs, stages, to_dict
 from rlplatform.reads import reads_do_not_count
@@ -274,13 +276,15 @@ def data_hashes(resolved: Any) -> dict[str, str]:
             paths.append(resolved.evaluation.data.path)
         if isinstance(resolved, PreferenceConfig):
             paths.append(resolved.heldout.path)
-        if isinstance(resolved, FilterConfig | FusionConfig):
+        if isinstance(resolved, FilterConfig | FusionConfig | AnnotateConfig):
             paths += resolved.files
         if isinstance(resolved, BenchmarksConfig):
             from rlplatform.evaluation.rows import files_of
 
             paths += files_of(resolved)
         listed = _corpus(resolved) if isinstance(resolved, DocumentsConfig) else {}
+        if isinstance(resolved, AnnotateConfig | TrainLabellerConfig):
+            listed |= {folder: _shards(Path(folder)) for folder in resolved.folders}
     return listed | {path: _content(Path(path)) for path in paths if path and Path(path).exists()}
 
 
@@ -292,6 +296,12 @@ def _corpus(config: DocumentsConfig) -> dict[str, str]:
     names = dict.fromkeys(task.name for task in tasks)
     files = {name: [file for task in tasks if task.name == name for file in task.files] for name in names}
     return {name: hashlib.sha256(repr(found).encode()).hexdigest() for name, found in files.items()}
+
+
+def _shards(folder: Path) -> str:
+    """SHA-256 of the names, sizes and times of the shards of documents in a folder."""
+    found = [(path.name, (stat := path.stat()).st_size, stat.st_mtime_ns) for path in sorted(folder.glob("*.parquet"))]
+    return hashlib.sha256(repr(found).encode()).hexdigest()
 
 
 def _content(path: Path) -> str:

@@ -216,7 +216,7 @@ def to_labels(by: Labeller, answers: Any, num_rows: int) -> list[list[Row]]:
     return found
 
 
-def _to_label(by: Labeller, number: int, name: Any, value: Value) -> Row:
+def _to_label(by: Labeller, number: int, name: Any, value: Any) -> Row:
     where = f"labeller {by.name!r}, text {number}"
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise DataError(f"{where}: expected a label's name like quality.lines, got {name!r}")

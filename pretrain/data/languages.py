@@ -169,6 +169,27 @@ OTHERS = {
 }  # fmt: skip
 PY3LANGID: dict[str, str] = {**{one.py3langid: one.iso for one in LANGUAGES if one.py3langid}, **OTHERS}
 
+# Groups of languages so close that an identifier that hesitates inside one is still sure of the group.
+_CLOSE = (
+    ("nob", "nno", "dan"),
+    ("hrv", "srp", "bos"),
+    ("ind", "zsm"),
+    ("zho", "yue", "wuu"),
+    ("arb", "arz", "ary"),
+    ("ces", "slk"),
+    ("por", "glg"),
+    ("afr", "nld"),
+    ("ell", "grc"),
+    ("heb", "hbo"),
+    ("zul", "xho"),
+)
+
+
+def close_to(iso: str) -> frozenset[str]:
+    """The language itself and those of its group."""
+    return frozenset(next((group for group in _CLOSE if iso in group), (iso,)))
+
+
 # ISO 15924 codes of the scripts that a language is written in; Latin where it is not named.
 _SCRIPTS = {
     "Cyrl": "bul rus ukr bel mkd tgk kaz bak tat kir khk srp bos uzn azj crh kmr tuk uig",

@@ -170,8 +170,13 @@ def save(model: NgramModel, path: Path, probes: Sequence[str]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
-            arrays = {"weights": model.weights, "bias": model.bias, "logits": model.logits(kept)}
-            np.savez_compressed(file, about=np.array(json.dumps(about)), **arrays)
+            np.savez_compressed(
+                file,
+                weights=model.weights,
+                bias=model.bias,
+                logits=model.logits(kept),
+                about=np.array(json.dumps(about)),
+            )
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -180,18 +185,16 @@ def save(model: NgramModel, path: Path, probes: Sequence[str]) -> None:
 
 
 def load(path: str | Path) -> NgramModel:
-    """The model in a file of ``save``, or in the folder that a ``train_labeller`` stage left.
+    """The model in a file of ``save``.
 
     Raises:
         DataError: no such file, not of this format, or its probes get other logits here than where it was trained.
     """
-    path = Path(path)
-    path = path / MODEL_FILE if path.is_dir() else path
     try:
         with np.load(path, allow_pickle=False) as file:
             about = json.loads(str(file["about"]))
             weights, bias, logits = file["weights"], file["bias"], file["logits"]
-        sizes = {name: tuple(value) if isinstance(value, list) else value for name, value in about["features"].items()}
+        sizes: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in about["features"].items()}
         model = NgramModel(
             about["label"], tuple(about["classes"]), Features(**sizes), weights, bias, about["trained_on"]
         )

@@ -43,6 +43,17 @@ class AnnotateConfig(TrackedReads):
         )
         require(self.batch_rows >= 1, f"batch_rows: expected >= 1, got {self.batch_rows}")
 
+    @property
+    def files(self) -> list[str]:
+        """Settings of labellers that may name a file or folder: models, tokenizers, lists."""
+        values = [value for settings in self.labellers.values() for value in (settings or {}).values()]
+        return [value for value in values if isinstance(value, str)]
+
+    @property
+    def folders(self) -> list[str]:
+        """The folders of documents that are read."""
+        return [self.documents]
+
 
 @dataclass(frozen=True)
 class GoldConfig(TrackedReads):
@@ -123,3 +134,8 @@ class TrainLabellerConfig(TrackedReads):
             f"expected 2 <= min_documents <= max_documents, got {self.min_documents} and {self.max_documents}",
         )
         require(self.strength > 0 and self.max_iterations >= 1, "expected strength > 0 and max_iterations >= 1")
+
+    @property
+    def folders(self) -> list[str]:
+        """The folders of documents that are read."""
+        return list(self.documents)

@@ -13,9 +13,9 @@ import re
 from collections.abc import Mapping, Sequence
 
 from pretrain.data.labels import UNKNOWN, Value, labeller
-from pretrain.data.languages import LANGUAGES, PY3LANGID, written_in
+from pretrain.data.languages import LANGUAGES, PY3LANGID, close_to, written_in
 from pretrain.data.ngrams import NgramModel, load
-from pretrain.data.scripts import script
+from pretrain.data.scripts import script, scripts
 from rewards.language import identifier
 from rlplatform.config import ConfigError
 
@@ -37,9 +37,9 @@ def language(
 
     Args:
         model: a classifier of ``language`` by ``train_labeller``; "" = py3langid alone.
-        min_letters: a text with fewer is ``unknown``.
-        min_margin: nats per character by which py3langid must prefer its answer over the next one; below, the answer
-            counts only where the classifier gives it too.
+        min_letters: a text with fewer is ``unknown``; a Chinese, Japanese or Korean character counts as three.
+        min_margin: nats per character by which py3langid must prefer its answer over the next one that is not close to
+            it (``languages.close_to``); below, the answer counts only where the classifier gives it too.
         min_probability: of the classifier, for a language of the 119 that py3langid lacks.
         max_characters: of the text's beginning that are looked at.
 
@@ -47,12 +47,14 @@ def language(
         DataError: ``model`` cannot be read.
     """
     shown = [" ".join(_NO_LANGUAGE.sub(" ", text[:max_characters]).split()) for text in texts]
-    own: Sequence[tuple[str, float]] = ask_model(load_cached(model), shown) if model else [(UNKNOWN, 0.0)] * len(shown)
+    loaded = load_cached(model) if model else None
+    own = ask_model(loaded, shown) if loaded else [(UNKNOWN, 0.0)] * len(shown)
+    taught = frozenset(loaded.classes) if loaded else frozenset()
     found: list[Mapping[str, Value]] = []
-    for text, (said, probability) in zip(shown, own, strict=True):
+    for text, answer in zip(shown, own, strict=True):
         code, score = UNKNOWN, 0.0
-        if sum(map(str.isalpha, text)) >= min_letters:
-            code, score = decide(ask_py3langid(text), (said, probability), script(text), min_margin, min_probability)
+        if num_letters(text) >= min_letters:
+            code, score = decide(ask_py3langid(text), answer, taught, script(text), min_margin, min_probability)
         found.append({"language": (code, score)})
     return found
 
@@ -68,36 +70,52 @@ def check_settings(**settings: object) -> None:
 language.check_settings = check_settings  # type: ignore[attr-defined]
 
 
+def num_letters(text: str) -> int:
+    """Letters, a Chinese, Japanese or Korean one as three."""
+    counts = scripts(text)
+    return counts.total() + 2 * sum(counts[code] for code in ("Hani", "Hira", "Kana", "Hang"))
+
+
 def decide(
     library: tuple[str, float, float],
     own: tuple[str, float],
+    taught: frozenset[str],
     written: str,
     min_margin: float,
     min_probability: float,
 ) -> tuple[str, float]:
     """(label, score) from both answers and the script.
 
+    The classifier decides for a language that py3langid lacks, and only where it has compared it with py3langid's
+    answer or py3langid hesitates: a classifier of few languages takes every other one for one of them.
+
     Args:
-        library: py3langid's language, its probability, and its lead over the next in nats per character.
+        library: py3langid's language, its probability, and its lead, as ``ask_py3langid`` gives them.
         own: the classifier's language and probability; (UNKNOWN, 0) without one.
+        taught: the classifier's languages.
     """
     said, probability = own
-    if said in LACKED and probability >= min_probability and written in written_in(said):
-        return f"{said}_{written}", probability
     known, library_probability, margin = library
-    if known == UNKNOWN or written not in written_in(known):
-        return UNKNOWN, 0.0
-    if margin < min_margin and known != said:
+    hesitates = margin < min_margin
+    may_decide = said in LACKED and (known in taught or hesitates)
+    if may_decide and probability >= min_probability and written in written_in(said):
+        return f"{said}_{written}", probability
+    if known == UNKNOWN or written not in written_in(known) or (hesitates and known != said):
         return UNKNOWN, 0.0
     return f"{known}_{written}", library_probability
 
 
 def ask_py3langid(text: str) -> tuple[str, float, float]:
-    """(ISO 639-3 code or `unknown`, probability, lead over the next language in nats per character)."""
-    ranked = identifier().rank(text)
-    (first, best), (_, second) = ranked[0], ranked[1]
-    rest = sum(math.exp(float(other) - float(best)) for _, other in ranked)
-    return PY3LANGID.get(first, UNKNOWN), 1 / rest, (float(best) - float(second)) / max(1, len(text))
+    """(ISO 639-3 code or `unknown`, probability, lead over the next language that is not close, in nats per character).
+
+    The probability is among all languages of its model; the lead is of the whole group of close languages.
+    """
+    ranked = [(PY3LANGID.get(name, UNKNOWN), float(nats)) for name, nats in identifier().rank(text)]
+    first, best = ranked[0]
+    rest = sum(math.exp(other - best) for _, other in ranked)
+    group = close_to(first)
+    rival = next(nats for name, nats in ranked if name not in group)
+    return first, 1 / rest, (best - rival) / max(1, len(text))
 
 
 def ask_model(model: NgramModel, texts: Sequence[str]) -> list[tuple[str, float]]:

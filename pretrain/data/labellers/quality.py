@@ -1,8 +1,8 @@
 """Quality signals by rule: Gopher's, C4's and FineWeb's, in any script.
 
-Gopher: Rae et al. 2021, arXiv:2112.11446, appendix A1.1 and table A1. C4: Raffel et al. 2020, JMLR 21(140), section 2.2.
-FineWeb: Penedo et al. 2024, arXiv:2406.17557, section 3.5. They were made for English web pages: a bound says what those
-papers dropped, not that a text is bad. Code, poetry and tables break them; in scripts without spaces a word is a
+Gopher: Rae et al. 2021, arXiv:2112.11446, appendix A1.1 and table A1. C4: Raffel et al. 2020, JMLR 21(140), section
+2.2. FineWeb: Penedo et al. 2024, arXiv:2406.17557, section 3.5. They were made for English web pages: a bound says what
+those papers dropped, not that a text is bad. Code, poetry and tables break them; in scripts without spaces a word is a
 character, and the rule on the length of words does not apply.
 """
 
@@ -95,7 +95,8 @@ def signals(text: str, language: str = "eng") -> dict[str, float | None]:
     found["punctuated_lines"] = _share(sum(_ends_sentence(line) for line in lines), len(lines))
     found["short_lines"] = _share(sum(len(line) < _SHORT_LINE for line in lines), len(lines))
     found["sentences"] = len(_SENTENCE_END.findall(text))
-    found["unreadable"] = _share(sum(map(_is_unreadable, text)), len(text))
+    unreadable = sum(number for character, number in Counter(text).items() if _is_unreadable(character))
+    found["unreadable"] = _share(unreadable, len(text))
     return found
 
 

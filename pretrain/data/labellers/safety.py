@@ -1,7 +1,7 @@
 """Explicit terms by list: a count, not a judgement. Judging harm takes a model: ``llm`` or ``classifier``.
 
 C4 dropped every page with a word of a public list (Raffel et al. 2020, section 2.2), and with them much that was
-harmless (Dodge et al. 2021, arXiv:2104.08758, section 5.3). So this gives a rate and no verdict; a filter has the bound.
+harmless (Dodge et al. 2021, arXiv:2104.08758, section 5.3). So this gives a rate and no verdict; a filter has a bound.
 """
 
 from __future__ import annotations
@@ -15,7 +15,13 @@ from pretrain.data.scripts import words
 from rlplatform.datafiles import DataError
 
 # Words of advertisements for pornography; no word has a medical or everyday use.
-TERMS = frozenset(["porn", "porno", "pornos", "xxx", "milf", "camgirl", "camgirls", "creampie", "blowjob", "blowjobs", "handjob", "cumshot", "gangbang", "deepthroat", "hentai", "bukkake", "upskirt", "fuckbuddy", "sexcam", "sexcams", "escortservice"])  # fmt: skip
+TERMS = frozenset(
+    (
+        *("porn", "porno", "pornos", "xxx", "milf", "hentai", "bukkake", "upskirt", "fuckbuddy", "escortservice"),
+        *("camgirl", "camgirls", "sexcam", "sexcams", "blowjob", "blowjobs", "handjob", "creampie", "cumshot"),
+        *("gangbang", "deepthroat"),
+    )
+)
 _EDGES = "\"'“”‘’«»„.,;:!?()[]{}*_#@-"
 
 
