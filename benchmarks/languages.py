@@ -225,7 +225,7 @@ def page(listed: Sequence[Text], unseen: Sequence[Text], others: Sequence[Text],
         "",
         "## Languages that nobody has learned\n",
         f"{len(unseen)} pieces in {len({one.gold for one in unseen})} languages of the Declaration that are neither "
-        "among the 119 nor in py3langid's model: what should be `unknown`. py3langid must answer, and is always wrong.\n",
+        "among the 119 nor in py3langid's model: what should be `unknown`. py3langid by itself always answers.\n",
         "| labeller | `unknown` | labelled as another language |",
         "|---|---|---|",
         *(

@@ -107,23 +107,24 @@ def read_articles(path: str | Path) -> tuple[list[Article], dict[str, str]]:
     return articles, unused
 
 
-def rows(*, seed: int, path: str, languages: Sequence[str] = ()) -> dict[str, Iterator[dict[str, Any]]]:
+def rows(*, seed: int, path: str, only_listed: bool = True) -> dict[str, Iterator[dict[str, Any]]]:
     """For ``kind: dataset``: a row an article with ``text``, ``language``, ``translation`` and ``article``.
 
     Args:
         seed: not used: the order is the file's.
-        languages: ISO 639-3 codes to keep; () = all.
+        only_listed: the translations that pretrain/data/languages.py names for the 119; else all usable ones.
+
+    Raises:
+        DataError: as ``read_articles``, or no translation is left.
     """
-    articles, _ = read_articles(path)
-    wanted = set(languages) or {article.language for article in articles}
-    unknown = wanted - {article.language for article in articles}
-    if unknown:
-        raise DataError(f"languages: {', '.join(sorted(unknown))}: no usable translation in {path}")
+    listed = {code for language in LANGUAGES for code in language.udhr}
+    articles = [a for a in read_articles(path)[0] if not only_listed or a.translation in listed]
+    if not articles:
+        raise DataError(f"{path}: expected translations of the Declaration, found no usable one")
     return {
         "train": (
             {"text": a.text, "language": a.language, "translation": a.translation, "article": str(a.number)}
             for a in articles
-            if a.language in wanted
         )
     }
 
