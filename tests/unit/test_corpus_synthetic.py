@@ -21,6 +21,7 @@ from pretrain.data.synthetic_prompts import DOMAINS, FORMS, NUMERIC, PROGRAMMING
 from pretrain.data.synthetic_reward import check_program, judge
 from rewards.base import Verdict
 from rewards.math import math_reward
+from rewards.runner import RewardPool
 from rlplatform.config import ConfigError, ResponsesConfig, SampleConfig, SourceConfig
 from rlplatform.configfile import build, to_yaml
 from rlplatform.datafiles import DataError
@@ -29,6 +30,7 @@ from rlplatform.seeds import request_seed
 from rlplatform.types import GenerationRequest, Prompt, Rollout, RolloutGroup, SamplingParams, ScoredGroup
 
 Row = Mapping[str, Any]
+FORM = "pretrain.data.synthetic_reward:form"
 
 # --- prompts --------------------------------------------------------------------------------------------------------
 
@@ -180,6 +182,12 @@ def test_the_reward_says_of_other_forms_whether_they_have_them() -> None:
     assert judge("x", "poem", False).status == "unparseable"
 
 
+def test_the_reward_is_loaded_by_its_path_and_grades_in_child_processes() -> None:
+    with RewardPool({FORM: 1.0}, timeout_s=60.0) as pool:
+        verdicts = pool.score(["", "", ""], [QA, CODE, "5"], {"form": ["question_answer", "code", "question_answer"]})
+    assert [(verdict.status, verdict.score) for verdict in verdicts] == [("ok", 1.0), ("ok", 1.0), ("ok", 0.0)]
+
+
 # --- from prompts to documents --------------------------------------------------------------------------------------
 
 
@@ -247,9 +255,6 @@ def run_sample(folder: Path, rows: Sequence[Row], model: ScriptedModel, reward: 
     write_rows(folder / "queries.jsonl", query_rows(prompted, responses))
     (folder / "config.yaml").write_text(to_yaml(config))
     return folder / "responses.jsonl"
-
-
-FORM = "pretrain.data.synthetic_reward:form"
 
 
 def by_form(prompt: Prompt, text: str) -> Verdict:
