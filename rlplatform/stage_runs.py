@@ -121,7 +121,7 @@ def documents(config: DocumentsConfig) -> Outcome:
 
     RunFolder(config.run_dir).begin(config)
     with ray_session():
-        summary = make_documents(config, shards_progress(config.name))
+        summary = make_documents(config, progress_of(config.name, "tasks"))
     return Outcome(config.run_dir, summary)
 
 
@@ -133,7 +133,7 @@ def annotate(config: AnnotateConfig) -> Outcome:
     labellers_of(config)  # what is wrong with them is said before Ray starts
     RunFolder(config.run_dir).begin(config)
     with ray_session():
-        summary = label_documents(config, shards_progress(config.name))
+        summary = label_documents(config, progress_of(config.name, "shards"))
     for line in table(summary):
         say(line)
     return Outcome(config.run_dir, {name: summary[name] for name in ("documents", "shards", "label_version")})
@@ -153,12 +153,12 @@ def train_labeller(config: TrainLabellerConfig) -> Outcome:
     return Outcome(str(Path(config.run_dir) / MODEL_FILE), {"label": config.label, **held_out})
 
 
-def shards_progress(name: str) -> Callable[[int, int], None]:
-    """About twenty lines of progress for a stage that works on shards: (finished, in all)."""
+def progress_of(name: str, what: str) -> Callable[[int, int], None]:
+    """About twenty lines of progress for a stage that works on ``what``: (finished, in all)."""
 
     def show(finished: int, num: int) -> None:
         if finished and (finished % max(num // 20, 1) == 0 or finished == num):
-            say(f"{name}: {finished} of {num} shards")
+            say(f"{name}: {finished} of {num} {what}")
 
     return show
 
