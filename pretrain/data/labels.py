@@ -333,3 +333,12 @@ def content_hash(path: Any) -> str:
 def _source_hash(function: Callable[..., Any]) -> str:
     source = inspect.getsourcefile(function)
     return content_hash(source) if source else "unknown"
+
+
+def schema_table() -> list[str]:
+    """The labels of the schema as a table in Markdown."""
+    rows = ["| label | kind | says |", "|---|---|---|"]
+    for name, meaning in MEANINGS.items():
+        said = meaning.text + (f": {', '.join(f'`{value}`' for value in meaning.values)}" if meaning.values else "")
+        rows.append(f"| `{name}` | {meaning.kind}{f', {meaning.unit}' if meaning.unit else ''} | {said} |")
+    return rows

@@ -64,9 +64,12 @@ class GoldConfig(TrackedReads):
     label: str = ""  # this label of an annotate stage, e.g. by a language model; failures and `unknown` are left out
     labeller: str = ""  # with `label`: only where this labeller (its identity) gave it
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Raises ConfigError unless exactly one is given."""
         given = [name for name in ("source", "meta", "label") if getattr(self, name)]
-        require(len(given) == 1, f"gold: expected exactly one of source, meta and label, got {', '.join(given) or 0}")
+        require(
+            len(given) == 1, f"gold: expected exactly one of source, meta and label, got {', '.join(given) or 'none'}"
+        )
         require(bool(self.label) or not self.labeller, "gold.labeller: expected gold.label with it")
 
 
@@ -108,7 +111,7 @@ class TrainLabellerConfig(TrackedReads):
     run_dir: str = "runs/${name}"  # where everything the run leaves behind lies
     documents: tuple[str, ...] = ()  # folders of documents: stage:NAME
     label: str = ""  # the label that the classifier will give, e.g. domain
-    gold: GoldConfig = field(default_factory=lambda: GoldConfig(meta="label"))
+    gold: GoldConfig = field(default_factory=GoldConfig)
     split_by: str = "text"  # what is held out together: text (documents with the same words), or meta:COLUMN
     test_share: float = 0.2  # of those groups that are held out
     max_overlap: float = 0.5  # a held-out text that shares more of its word 8-grams with the training is left out
@@ -122,6 +125,7 @@ class TrainLabellerConfig(TrackedReads):
     def __post_init__(self) -> None:
         require(bool(self.documents), "documents: expected folders of documents, e.g. [stage:documents]")
         require(bool(self.label), "label: expected the name of the label that the classifier gives")
+        self.gold.check()
         require(
             self.split_by == "text" or (self.split_by.startswith("meta:") and len(self.split_by) > len("meta:")),
             f"split_by: expected text or meta:COLUMN, got {self.split_by!r}",

@@ -212,7 +212,7 @@ def test_gold_by_source_by_column_and_by_label() -> None:
     assert gold_of({**one, "labels": [label("field", "physics", "llm@1+a")]}, other) == (None, "no label field")
     for bad in ({}, {"meta": "a", "label": "b"}, {"meta": "a", "labeller": "b"}):
         with pytest.raises(ConfigError, match=r"gold"):
-            GoldConfig(**bad)
+            GoldConfig(**bad).check()
 
 
 def test_groups() -> None:
