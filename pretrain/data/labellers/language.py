@@ -87,7 +87,8 @@ def decide(
     """(label, score) from both answers and the script.
 
     The classifier decides for a language that py3langid lacks, and only where it has compared it with py3langid's
-    answer or py3langid hesitates: a classifier of few languages takes every other one for one of them.
+    answer (or one close to it) or py3langid hesitates: a classifier of few languages takes every other one for one of
+    them.
 
     Args:
         library: py3langid's language, its probability, and its lead, as ``ask_py3langid`` gives them.
@@ -97,7 +98,7 @@ def decide(
     said, probability = own
     known, library_probability, margin = library
     hesitates = margin < min_margin
-    may_decide = said in LACKED and (known in taught or hesitates)
+    may_decide = said in LACKED and (hesitates or bool(close_to(known) & taught))
     if may_decide and probability >= min_probability and written in written_in(said):
         return f"{said}_{written}", probability
     if known == UNKNOWN or written not in written_in(known) or (hesitates and known != said):
