@@ -24,8 +24,8 @@ from pretrain.data.labels import UNKNOWN
 from pretrain.data.languages import LANGUAGES, PY3LANGID, Language
 from pretrain.data.ngrams import NgramModel, fit, load, save
 from pretrain.data.scores import Scores, score
-from pretrain.data.scripts import script
-from pretrain.data.udhr import Article, pieces, read_articles
+from pretrain.data.scripts import pieces, script
+from pretrain.data.udhr import Article, read_articles
 
 HELD_OUT = (5, 10, 15, 20, 25, 30)
 BOUNDS_CHOSEN_ON = (3, 8, 13, 18, 23, 28)

@@ -105,6 +105,14 @@ class NgramModel:
         return np.asarray(shifted / shifted.sum(axis=1, keepdims=True))
 
     @cached_property
+    def levels(self) -> np.ndarray | None:
+        """float64 [C], the classes as numbers; None where one is none."""
+        try:
+            return np.array([float(name) for name in self.classes])
+        except ValueError:
+            return None
+
+    @cached_property
     def digest(self) -> str:
         """12 hex digits of what decides its answers."""
         about = json.dumps([self.label, self.classes, asdict(self.features)], ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""Letters, words and the script of a text, whatever language it is in. Pure functions of strings."""
+"""Letters, words, pieces and the script of a text, whatever language it is in. Pure functions of strings."""
 
 from __future__ import annotations
 
@@ -34,6 +34,27 @@ def words(text: str) -> list[str]:
     as in multilingual scorers. Punctuation stays with the word beside it, as in Gopher's rules.
     """
     return _WORD.findall(text)
+
+
+def pieces(text: str, num_characters: int) -> list[str]:
+    """``text`` in pieces of at least ``num_characters``, cut at white space, or anywhere where there is none.
+
+    What is left at the end stands alone if it is half as long, else it belongs to the piece before.
+    """
+    units = text.split() if any(map(str.isspace, text.strip())) else list(text.strip())
+    joint = " " if len(units) > 1 and len(units) < len(text.strip()) else ""
+    found: list[list[str]] = []
+    length = num_characters  # of the last piece
+    for unit in units:
+        if length >= num_characters:
+            found.append([])
+            length = 0
+        found[-1].append(unit)
+        length += len(unit) + len(joint)
+    if len(found) > 1 and length < num_characters / 2:
+        rest = found.pop()
+        found[-1] += rest
+    return [joint.join(piece) for piece in found]
 
 
 def spaceless_share(text: str) -> float:

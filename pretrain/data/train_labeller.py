@@ -20,11 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.data.document import Row, label_of, meta_of, read_documents
-from pretrain.data.labels import UNKNOWN, failure_of
+from pretrain.data.labels import MEANINGS, UNKNOWN, failure_of
 from pretrain.data.ngrams import MODEL_FILE, Features, NgramModel, fit, normalised, save
 from pretrain.data.scores import Scores, score
-from pretrain.data.scripts import words
-from pretrain.data.udhr import pieces
+from pretrain.data.scripts import pieces, words
 from rlplatform.config.corpus_annotate import FeaturesConfig, GoldConfig, TrainLabellerConfig
 from rlplatform.datafiles import DataError
 from rlplatform.runs import write_atomically
@@ -57,6 +56,7 @@ def train_labeller(config: TrainLabellerConfig) -> dict[str, Any]:
     train, test = cut(train, config.piece_characters), cut(test, config.piece_characters)
     test = without_overlap(test, train, config.max_overlap, left_out)
     _check_classes(train, test)
+    _check_numbers(config.label, {one.gold for one in train})
     features = features_of(config.features)
     model = fit(
         [one.text for one in train],
@@ -71,7 +71,7 @@ def train_labeller(config: TrainLabellerConfig) -> dict[str, Any]:
         "label": config.label,
         "documents": len(examples),
         "trained_on_texts": len(train),
-        "held_out": {**scores.summary(), "groups": len({one.group for one in test})},
+        "held_out": {**scores.summary(), "groups": len({one.group for one in test}), **error_of(model, test)},
         "left_out": dict(sorted(left_out.items())),
         "rare_labels": rare,
         "model": model.digest,
@@ -236,10 +236,28 @@ def _check_classes(train: Sequence[Example], test: Sequence[Example]) -> None:
             )
 
 
+def _check_numbers(label: str, classes: set[str]) -> None:
+    if label not in MEANINGS or MEANINGS[label].kind != "number":
+        return
+    for name in sorted(classes):
+        try:
+            float(name)
+        except ValueError:
+            raise DataError(f"label {label} is a number of the schema, its gold has {name!r}") from None
+
+
 def evaluate(model: NgramModel, test: Sequence[Example]) -> Scores:
     """The scores of the likeliest class of each text."""
     best = model.probabilities([one.text for one in test]).argmax(axis=1)
     return score([one.gold for one in test], [model.classes[k] for k in best])
+
+
+def error_of(model: NgramModel, test: Sequence[Example]) -> dict[str, float]:
+    """``mean_absolute_error`` of the mean level, where the classes are numbers."""
+    if model.levels is None:
+        return {}
+    said = model.probabilities([one.text for one in test]) @ model.levels
+    return {"mean_absolute_error": float(abs(said - [float(one.gold) for one in test]).mean())}
 
 
 def table(summary: dict[str, Any]) -> list[str]:
@@ -254,6 +272,8 @@ def table(summary: dict[str, Any]) -> list[str]:
         f"  {'all':24} macro F1 {held['macro_f1']:.3f}  accuracy {held['accuracy']:.3f}"
         f" (always the most frequent: {held['majority_accuracy']:.3f})  {held['texts']} texts"
     )
+    if "mean_absolute_error" in held:
+        lines.append(f"  {'all':24} mean absolute error of the mean level {held['mean_absolute_error']:.3f}")
     mistakes = [
         (number, gold, answer)
         for gold, answers in held["confusion"].items()

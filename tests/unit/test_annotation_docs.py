@@ -37,8 +37,8 @@ def test_python_blocks_print_what_the_page_says(
             Path(name).write_text(content)
         else:
             exec(content, {})
-    assert capsys.readouterr().out.splitlines() == ["deu_Latn language@1 True", "4"]
-    assert "prints `deu_Latn language@1 True`" in PAGE
+    assert capsys.readouterr().out.splitlines() == ["deu_Latn language True", "4"]
+    assert "prints `deu_Latn language True`" in PAGE
     assert "prints `4`" in PAGE
 
 
@@ -73,3 +73,15 @@ def test_the_example_labels() -> None:
     mine = identified(bind(f"{ROOT}/examples/label_questions.py:questions", {}))
     [row] = Annotator([mine])([document("s", "1", "s:1", "Why?\nBecause. Really?")])
     assert {entry["name"]: entry["value"] for entry in row["labels"]} == {"questions": "2", "asks": "yes"}
+
+
+def test_the_page_of_languages_lists_all_119_and_who_can_tell_each() -> None:
+    from benchmarks.languages import told_by
+    from pretrain.data.languages import LANGUAGES
+
+    page = (ROOT / "docs" / "languages.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([^|]+) \| `(\w+)` \| ([^|]+) \|", page.partition("## Every language")[2], re.M)
+    assert rows == [(one.name, one.code, told_by(one)) for one in sorted(LANGUAGES, key=lambda one: one.name)]
+    nobody = [one for one in LANGUAGES if not one.udhr and not one.py3langid]
+    assert len(nobody) == 13
+    assert all(f"{one.name} (`{one.code}`)" in page for one in nobody)

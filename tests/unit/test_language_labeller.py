@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from pretrain.data.labellers.language import LACKED, ask_py3langid, decide, language, num_letters
 from pretrain.data.languages import LANGUAGES, PY3LANGID, close_to, written_in
 from pretrain.data.ngrams import Features, fit, save
-from pretrain.data.udhr import NUM_ARTICLES, pieces, read_articles, rows, split_articles
+from pretrain.data.scripts import pieces
+from pretrain.data.udhr import NUM_ARTICLES, read_articles, rows, split_articles
 from rewards.language import identifier
 from rlplatform.datafiles import DataError
 

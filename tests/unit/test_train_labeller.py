@@ -22,6 +22,7 @@ from pretrain.data.train_labeller import (
     Example,
     choose,
     cut,
+    error_of,
     gold_of,
     group_of,
     read_examples,
@@ -152,6 +153,22 @@ def test_the_labeller_says_the_class_its_probability_and_unknown(tmp_path: Path)
     assert classifier(["apple pear"], model=str(tmp_path / "m.npz")) == [{"kind": ("fruit", probability)}]
     [answer] = classifier(["apple pear"], model=str(tmp_path / "m.npz"), min_probability=1.0)
     assert answer["kind"][0] == "unknown"
+
+
+def test_a_number_is_the_mean_of_its_levels(tmp_path: Path) -> None:
+    texts, gold = texts_of(20)
+    levels = ["0" if kind == "fruit" else "4" for kind in gold]
+    model = fit(texts, levels, label="educational_value", features=Features(buckets=512))
+    save(model, tmp_path / "m.npz", texts)
+    [answer] = classifier(["apple hammer"], model=str(tmp_path / "m.npz"))
+    assert answer == {"educational_value": pytest.approx(4 * model.probabilities(["apple hammer"])[0, 1])}
+    examples_ = [Example("apple hammer", "1", "g")]
+    assert error_of(model, examples_) == {"mean_absolute_error": pytest.approx(abs(answer["educational_value"] - 1))}
+    named = fit(texts, gold, label="educational_value", features=Features(buckets=512))
+    assert error_of(named, examples_) == {}
+    save(named, tmp_path / "named.npz", texts)
+    with pytest.raises(DataError, match="educational_value is a number, its classes are fruit, tool"):
+        classifier(["x"], model=str(tmp_path / "named.npz"))
 
 
 # --- scores ---------------------------------------------------------------------------------------------------------
@@ -309,6 +326,15 @@ def test_from_documents_to_a_model_and_its_scores(tmp_path: Path) -> None:
     assert model.label == "kind"
     assert any("macro F1 1.000" in line for line in table(summary))
     assert train_labeller(config(tmp_path, run_dir=str(tmp_path / "again")))["model"] == summary["model"]
+
+
+def test_gold_that_is_no_number_is_refused_for_a_number(tmp_path: Path) -> None:
+    texts, gold = texts_of(20)
+    write_shards(
+        [row(t, n, kind=k) for n, (t, k) in enumerate(zip(texts, gold, strict=True))], tmp_path / "documents", 99
+    )
+    with pytest.raises(DataError, match="educational_value is a number of the schema, its gold has 'fruit'"):
+        train_labeller(config(tmp_path, label="educational_value"))
 
 
 def test_scores_are_low_where_there_is_nothing_to_learn(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import functools
 import math
 import re
 from collections.abc import Mapping, Sequence
+from importlib import metadata
 
 from pretrain.data.labels import UNKNOWN, Value, labeller
 from pretrain.data.languages import LANGUAGES, PY3LANGID, close_to, written_in
@@ -23,7 +24,7 @@ _NO_LANGUAGE = re.compile(r"https?://\S+|www\.\S+|[\w.+-]{1,64}@[\w-]+\.[\w.]+|\
 LACKED = frozenset(one.iso for one in LANGUAGES) - frozenset(PY3LANGID.values())  # by py3langid, of the 119
 
 
-@labeller(version="1", files=("model",))
+@labeller(version=f"1.py3langid-{metadata.version('py3langid')}", files=("model",))
 def language(
     texts: Sequence[str],
     *,

@@ -119,6 +119,7 @@ def _negative_log_likelihoods(
     from model.logprobs import TokenScorer
 
     scorer = TokenScorer(policy)
+    device = policy.lm_head_weight.device
     sums = [0.0] * len(rows)
     for batch in batches(list(windows([len(row) for row in rows], window, overlap)), batch_tokens):
         tokens: list[int] = []
@@ -132,12 +133,12 @@ def _negative_log_likelihoods(
             bounds.append(len(tokens))
         with torch.no_grad():
             logprobs, _ = scorer(
-                torch.tensor(tokens),
-                torch.tensor(positions),
-                torch.tensor(bounds, dtype=torch.int32),
-                torch.tensor(scored),
+                torch.tensor(tokens, device=device),
+                torch.tensor(positions, device=device),
+                torch.tensor(bounds, dtype=torch.int32, device=device),
+                torch.tensor(scored, device=device),
             )
-        values = logprobs.double()
+        values = logprobs.double().cpu()
         at = 0
         for one in batch:
             number = one.end - one.scored
@@ -148,6 +149,9 @@ def _negative_log_likelihoods(
 
 @functools.lru_cache(maxsize=2)
 def load_model(folder: str, dtype: str) -> Any:
+    """The model of a folder, on the GPU where this process has one (``workers.gpus``)."""
+    import torch
+
     from model.hf import load_policy
 
-    return load_policy(folder, dtype=dtype).eval()
+    return load_policy(folder, dtype=dtype).eval().to("cuda" if torch.cuda.is_available() else "cpu")
