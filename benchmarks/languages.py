@@ -19,8 +19,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from pretrain.data.label_schema import UNKNOWN
 from pretrain.data.labellers.language import LACKED, ask_model, ask_py3langid, language
-from pretrain.data.labels import UNKNOWN
 from pretrain.data.languages import LANGUAGES, PY3LANGID, Language
 from pretrain.data.ngrams import NgramModel, fit, load, save
 from pretrain.data.scores import Scores, score

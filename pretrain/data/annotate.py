@@ -19,9 +19,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pretrain.data import labels as schema
+from pretrain.data import label_schema as schema
 from pretrain.data.document import Row, shards_of
-from pretrain.data.labels import FAILED_MARK, MEANINGS, Labeller, bind, described, failure_of, identified
+from pretrain.data.label_schema import MEANINGS
+from pretrain.data.labels import FAILED_MARK, Labeller, bind, described, failure_of, identified
 from pretrain.data.shards import Progress, Stateful, Workers, map_shards
 from rewards.base import NOT_APPLICABLE
 from rlplatform.config.corpus_annotate import AnnotateConfig

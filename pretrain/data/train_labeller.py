@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.data.document import Row, label_of, meta_of, read_documents
-from pretrain.data.labels import MEANINGS, UNKNOWN, failure_of
+from pretrain.data.label_schema import MEANINGS, UNKNOWN
+from pretrain.data.labels import failure_of
 from pretrain.data.ngrams import MODEL_FILE, Features, NgramModel, fit, normalised, save
 from pretrain.data.scores import Scores, score
 from pretrain.data.scripts import pieces, words

@@ -11,7 +11,8 @@ import yaml
 
 from pretrain.data.annotate import Annotator
 from pretrain.data.document import document
-from pretrain.data.labels import LABELLERS, bind, identified, schema_table
+from pretrain.data.label_schema import schema_table
+from pretrain.data.labels import LABELLERS, bind, identified
 from rewards.base import load_function
 from rlplatform.config import AnnotateConfig, RecipeConfig, TrainLabellerConfig
 from rlplatform.configfile import load, load_values, stages

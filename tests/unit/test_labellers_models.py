@@ -20,11 +20,12 @@ from model.hf import load_policy
 from model.init import init_model
 from model.tokenizer import load_tokenizer, train_bpe
 from pretrain.data.document import document
+from pretrain.data.label_schema import DOMAINS, FIELDS, HARMS, MEANINGS, UNKNOWN
 from pretrain.data.labellers.length import encode, length, token_id
 from pretrain.data.labellers.llm import llm, prompt_of
 from pretrain.data.labellers.perplexity import batches, load_model, perplexity, windows
 from pretrain.data.labellers.rubrics import RUBRICS
-from pretrain.data.labels import DOMAINS, FIELDS, HARMS, MEANINGS, UNKNOWN, Failed, bind, identified
+from pretrain.data.labels import Failed, bind, identified
 from rlplatform.datafiles import DataError
 
 TEXTS = ["one two three one two three 123", "three", "", "two two <|endoftext|> one " * 20]

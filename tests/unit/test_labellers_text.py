@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pretrain.data.document import document, label
+from pretrain.data.label_schema import MEANINGS
 from pretrain.data.labellers.length import length
 from pretrain.data.labellers.quality import GOPHER, c4, gopher, quality, repetition, signals, stop_words
 from pretrain.data.labellers.safety import terms
 from pretrain.data.labellers.source import from_source
 from pretrain.data.labellers.stop_words import STOP_WORDS
-from pretrain.data.labels import MEANINGS
 from pretrain.data.languages import LANGUAGES
 from pretrain.data.scripts import script, scripts, spaceless_share, words
 from rlplatform.datafiles import DataError

@@ -13,17 +13,8 @@ import pytest
 
 from pretrain.data.annotate import Annotator, merged, summarise, table
 from pretrain.data.document import document, write_shards
-from pretrain.data.labels import (
-    LABELLERS,
-    MEANINGS,
-    Failed,
-    Labeller,
-    bind,
-    described,
-    failure_of,
-    identified,
-    to_labels,
-)
+from pretrain.data.label_schema import MEANINGS
+from pretrain.data.labels import LABELLERS, Failed, Labeller, bind, described, failure_of, identified, to_labels
 from rewards.base import load_function
 from rlplatform.config import AnnotateConfig, ConfigError
 from rlplatform.datafiles import DataError

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 
-from pretrain.data.labels import MEANINGS, UNKNOWN, Value, labeller
+from pretrain.data.label_schema import MEANINGS, UNKNOWN
+from pretrain.data.labels import Value, labeller
 from pretrain.data.ngrams import load
 from rlplatform.config import ConfigError
 from rlplatform.datafiles import DataError

@@ -13,7 +13,8 @@ import re
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 
-from pretrain.data.labels import UNKNOWN, Value, labeller
+from pretrain.data.label_schema import UNKNOWN
+from pretrain.data.labels import Value, labeller
 from pretrain.data.languages import LANGUAGES, PY3LANGID, close_to, written_in
 from pretrain.data.ngrams import NgramModel, load
 from pretrain.data.scripts import script, scripts

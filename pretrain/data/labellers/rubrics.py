@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from pretrain.data.labels import DOMAINS, FIELDS, UNKNOWN
+from pretrain.data.label_schema import DOMAINS, FIELDS, UNKNOWN
 
 
 @dataclass(frozen=True)
