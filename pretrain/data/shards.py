@@ -18,7 +18,7 @@ import os
 import pickle
 import traceback
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -139,7 +139,9 @@ def _read_mark(folder: Path, index: int) -> dict[str, Any] | None:
     return mark
 
 
-def _on_ray(process: Process | Stateful, tasks: Sequence[tuple[int, Any]], workers: Workers) -> Any:
+def _on_ray(
+    process: Process | Stateful, tasks: Sequence[tuple[int, Any]], workers: Workers
+) -> Iterator[dict[str, Any]]:
     """The answer of every task as soon as it is there."""
     if not tasks:
         return iter(())
@@ -149,15 +151,17 @@ def _on_ray(process: Process | Stateful, tasks: Sequence[tuple[int, Any]], worke
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
     items = [{"index": index, "task": pickle.dumps(task)} for index, task in tasks]
-    dataset = ray.data.from_items(items, override_num_blocks=len(items))
+    dataset: Any = ray.data.from_items(items, override_num_blocks=len(items))
     resources: dict[str, Any] = {"num_cpus": workers.cpus, "num_gpus": workers.gpus}
     if workers.memory_gib:
         resources["memory"] = int(workers.memory_gib * 2**30)
     if isinstance(process, Stateful):
         pool = ActorPoolStrategy(min_size=workers.num_workers or 1, max_size=workers.num_workers or len(items))
-        return dataset.map(_Actor, fn_constructor_args=(process,), compute=pool, **resources).iter_rows()
-    compute = TaskPoolStrategy(workers.num_workers or None)
-    return dataset.map(_answer, fn_args=(process,), compute=compute, **resources).iter_rows()
+        answers = dataset.map(_Actor, fn_constructor_args=(process,), compute=pool, **resources)
+    else:
+        tasks_at_once = TaskPoolStrategy(workers.num_workers or None)
+        answers = dataset.map(_answer, fn_args=(process,), compute=tasks_at_once, **resources)
+    return iter(answers.iter_rows())
 
 
 class _Actor:

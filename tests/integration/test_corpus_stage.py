@@ -6,21 +6,34 @@ import json
 import logging
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
+import yaml
 
 from pretrain.data.document import DROPPED, document, label, read_documents, shards_of, write_shards
 from pretrain.data.documents import make_documents
 from pretrain.data.shards import Stateful, Workers, filter_shards, map_shards
-from rlplatform.config import ConfigError, DocumentsConfig, SourceConfig, WorkersConfig
+from rlplatform.config import (
+    ConfigError,
+    DocumentsConfig,
+    EndpointConfig,
+    PdfConfig,
+    ResponsesConfig,
+    SourceConfig,
+    WorkersConfig,
+)
 from rlplatform.configfile import build, load
 from rlplatform.datafiles import DataError
 from rlplatform.pipeline import run_config
+from rlplatform.reads import ENV, reads
 from rlplatform.stages.records import KEEP, Decision
 from tests.unit.page_reader import PageReader, Served, scanned_pdf
 
@@ -279,6 +292,77 @@ def test_settings_that_a_reader_refuses_come_back_as_such(tmp_path: Path) -> Non
     with pytest.raises(ConfigError, match="html: expected keyword arguments") as caught:
         make_documents(config(tmp_path, "run", sources={"s": source}, max_errors=9))
     assert not isinstance(caught.value, DataError)
+
+
+def leaves(*classes: type) -> set[str]:
+    """Keys that hold values, not sections."""
+    return {
+        f"{cls.__name__}.{entry.name}"
+        for cls in classes
+        for entry in fields(cls)
+        if entry.name not in ("kind", "workers", "pdf", "responses", "vision", "refine", "sources")
+    }
+
+
+def test_every_format_in_one_run_and_every_key_is_read(tmp_path: Path) -> None:
+    """`rlplatform run` as a user starts it, with a page reader and what a sample stage left."""
+    tracked, data = tmp_path / "reads", tmp_path / "data"
+    tracked.mkdir()
+    (data / "hub").mkdir(parents=True)
+    (data / "a.jsonl").write_text('{"text": "from a row"}\n')
+    (data / "a.html").write_bytes((ROOT / "examples" / "corpus" / "page.html").read_bytes())
+    (data / "a.pdf").write_bytes(scanned_pdf([70]))
+    write_shards([document("s", "0", "w", "from a hub dataset")], data / "hub", 1, "train")
+    write_sample_stage(data / "generate", [{"form": "textbook", "response": "Light bends."}])
+    write_sample_stage(data / "solve", [])
+    reader = PageReader()
+    with Served(reader) as url:
+        model = {"base_url": url, "max_retries": 0}
+        sources = {
+            "rows": {"path": [f"{data}/a.jsonl"]},
+            "page": {"path": [f"{data}/a.html"]},
+            "pdf": {
+                "path": [f"{data}/a.pdf"],
+                "pdf": {"vision": {**model, "model": "vision"}, "refine": {**model, "model": "refine"}},
+            },
+            "hub": {"path": [f"{data}/hub"], "format": "hub"},
+            "written": {
+                "path": [f"{data}/generate/responses.jsonl"],
+                "format": "responses",
+                "responses": {"solutions": f"{data}/solve/responses.jsonl"},
+            },
+        }
+        raw = {"kind": "documents", "name": "all", "run_dir": str(tmp_path / "run"), "sources": sources}
+        (tmp_path / "all.yaml").write_text(yaml.safe_dump(raw))
+        done = subprocess.run(
+            [sys.executable, "-m", "rlplatform", "run", str(tmp_path / "all.yaml")],
+            cwd=ROOT,
+            env={**os.environ, ENV: str(tracked)},
+            capture_output=True,
+            text=True,
+            timeout=500,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert [(row["source"], row["text"][:15]) for row in read_documents(tmp_path / "run")] == [
+        ("rows", "from a row"),
+        ("page", "How bread rises"),
+        ("pdf", "PAGE OF GREY 70"),
+        ("hub", "from a hub data"),
+        ("written", "Light bends."),
+    ]
+    wanted = leaves(DocumentsConfig, SourceConfig, PdfConfig, EndpointConfig, ResponsesConfig, WorkersConfig)
+    assert wanted - reads(tracked) == {"DocumentsConfig.seed"}  # nothing is drawn at random
+
+
+def write_sample_stage(folder: Path, responses: list[Row]) -> None:
+    """The files of a sample stage that a documents stage reads."""
+    settings = {"model": {"path": "m"}, "seed": 0, "num_samples": 1, "sampling": {}, "metric": ""}
+    folder.mkdir()
+    (folder / "config.yaml").write_text(yaml.safe_dump({**settings, "reward": {"functions": {"format": 1.0}}}))
+    base = {"id": "0", "sample": 0, "domain": "optics", "finish": "stop", "status": "ok", "score": 1.0, "detail": ""}
+    (folder / "responses.jsonl").write_text("".join(json.dumps({**base, **row}) + "\n" for row in responses))
+    (folder / "queries.jsonl").write_text(json.dumps({"id": "0"}) + "\n")
 
 
 def test_scanned_pages_are_read_by_models_from_workers(tmp_path: Path) -> None:
