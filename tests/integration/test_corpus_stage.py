@@ -33,6 +33,7 @@ from rlplatform.config import (
 from rlplatform.configfile import build, load
 from rlplatform.datafiles import DataError
 from rlplatform.pipeline import run_config
+from rlplatform.plan import FINISHED, STARTS_OVER, plan_recipe
 from rlplatform.reads import ENV, reads
 from rlplatform.stages.records import KEEP, Decision
 from tests.unit.page_reader import PageReader, Served, scanned_pdf
@@ -294,6 +295,26 @@ def test_settings_that_a_reader_refuses_come_back_as_such(tmp_path: Path) -> Non
     assert not isinstance(caught.value, DataError)
 
 
+def test_a_recipe_feeds_one_stage_with_another(tmp_path: Path) -> None:
+    def recipe(text: str) -> Any:
+        prompts = {"kind": "dataset", "function": "pretrain.data.synthetic:prompts", "args": {"num": {"textbook": 3}}}
+        source = {"path": ["stage:prompts/train.jsonl", str(extra)], "text": [text]}
+        documents = {"kind": "documents", "sources": {"prompts": source}}
+        stages = {"prompts": prompts, "documents": documents}
+        return build({"kind": "recipe", "name": "r", "run_dir": str(tmp_path / "run"), "stages": stages}, where="test")
+
+    extra = tmp_path / "extra.jsonl"
+    extra.write_text('{"prompt": "written by hand", "id": "x"}\n')
+    run_config(recipe("prompt"))
+    rows = list(read_documents(tmp_path / "run" / "documents"))
+    assert [row["text"][:13] for row in rows] == ["Write a secti"] * 3 + ["written by ha"]
+    assert json.loads(rows[0]["meta"])["id"] == "textbook-1"
+    assert [row.state for row in plan_recipe(recipe("prompt")).values()] == [FINISHED, FINISHED]
+    assert [row.state for row in plan_recipe(recipe("id")).values()] == [FINISHED, STARTS_OVER]
+    extra.write_text('{"prompt": "another", "id": "x"}\n')  # a file of the corpus that no stage made
+    assert [row.state for row in plan_recipe(recipe("prompt")).values()] == [FINISHED, STARTS_OVER]
+
+
 def leaves(*classes: type) -> set[str]:
     """Keys that hold values, not sections."""
     return {
@@ -333,7 +354,7 @@ def test_every_format_in_one_run_and_every_key_is_read(tmp_path: Path) -> None:
             },
         }
         raw = {"kind": "documents", "name": "all", "run_dir": str(tmp_path / "run"), "sources": sources}
-        (tmp_path / "all.yaml").write_text(yaml.safe_dump(raw))
+        (tmp_path / "all.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
         done = subprocess.run(
             [sys.executable, "-m", "rlplatform", "run", str(tmp_path / "all.yaml")],
             cwd=ROOT,
