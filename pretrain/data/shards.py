@@ -20,14 +20,11 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pretrain.data.document import (
     DOCUMENTS,
-    DROPPED,
-    DROPPED_SCHEMA,
     Row,
     ShardWriter,
     read_batches,
@@ -36,12 +33,10 @@ from pretrain.data.document import (
 from rlplatform.config import ConfigError
 from rlplatform.datafiles import DataError
 from rlplatform.runs import write_atomically
-from rlplatform.stages.records import Decision
 
 Counts = dict[str, int]  # what a shard's work counted; "" is never a key
 Process = Callable[[int, Any], Counts]  # (index, task) -> counts; writes its own output, atomically
 Function = Callable[[list[Row]], list[Row]]  # same rows in the same order, with more labels
-Filter = Callable[[list[Row]], Sequence[Decision]]  # one decision a row
 Progress = Callable[[int, int], None]  # (shards finished, shards in all)
 
 FINISHED = ".finished"  # folder of marks
@@ -250,67 +245,6 @@ def _check_same(asked: Sequence[Row], answered: Sequence[Row]) -> None:
             f"the function must answer the {len(given)} documents it was given in their order; it answered {len(got)} "
             f"and differs from document {at} on"
         )
-
-
-def filter_shards(
-    steps: Mapping[str, Filter],
-    shards: Sequence[Path],
-    folder: Path,
-    *,
-    key: str,
-    batch_rows: int = 1024,
-    workers: Workers = Workers(),
-    progress: Progress | None = None,
-) -> list[Counts]:
-    """Every shard through named filters; each sees what those before it kept. Kept and dropped rows have shards of the
-    input's number; the counts are ``documents`` (in), ``kept``, and ``STEP: REASON`` of the dropped.
-
-    Raises:
-        DataError: a row that is no document, or a step that does not answer one decision a row.
-    """
-    process = _Filters(dict(steps), folder, batch_rows)
-    return run_tasks(process, fingerprints(shards), folder, key=key, workers=workers, progress=progress)
-
-
-@dataclass(frozen=True)
-class _Filters:
-    steps: Mapping[str, Filter]
-    folder: Path
-    batch_rows: int
-
-    def __call__(self, index: int, task: tuple[str, int, int]) -> Counts:
-        counts: Counter[str] = Counter({DOCUMENTS: 0, "kept": 0})
-        path = task[0]
-        with (
-            ShardWriter(self.folder / shard_name(index)) as kept_writer,
-            ShardWriter(self.folder / shard_name(index, DROPPED), DROPPED_SCHEMA) as dropped_writer,
-        ):
-            for rows in read_batches(path, self.batch_rows):
-                kept, dropped = checked(partial(split, self.steps), rows, path)
-                kept_writer.write(kept)
-                dropped_writer.write(dropped)
-                counts.update({DOCUMENTS: len(rows), "kept": len(kept)})
-                counts.update(f"{row['step']}: {row['reason']}" for row in dropped)
-        return dict(counts)
-
-
-def split(steps: Mapping[str, Filter], rows: list[Row]) -> tuple[list[Row], list[Row]]:
-    """(kept, dropped) in the rows' order; a dropped row has ``step``, ``reason`` and ``detail``.
-
-    Raises:
-        DataError: a step that does not answer one decision a row.
-    """
-    ends: dict[int, dict[str, str]] = {}
-    for name, function in steps.items():
-        left = [k for k in range(len(rows)) if k not in ends]
-        decisions = list(function([rows[k] for k in left]))
-        if len(decisions) != len(left):
-            raise DataError(f"step {name!r}: expected {len(left)} decisions, one a document, got {len(decisions)}")
-        for k, decision in zip(left, decisions, strict=True):
-            if not decision.kept:
-                ends[k] = {"step": name, "reason": decision.reason, "detail": decision.detail}
-    kept = [row for k, row in enumerate(rows) if k not in ends]
-    return kept, [{**rows[k], **ends[k]} for k in sorted(ends)]
 
 
 def checked(function: Callable[[list[Row]], Any], rows: list[Row], path: str | Path) -> Any:

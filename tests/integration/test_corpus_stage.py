@@ -20,7 +20,7 @@ import yaml
 
 from pretrain.data.document import DROPPED, document, label, read_documents, shards_of, write_shards
 from pretrain.data.documents import make_documents
-from pretrain.data.shards import Stateful, Workers, filter_shards, map_shards
+from pretrain.data.shards import Stateful, Workers, map_shards
 from rlplatform.config import (
     ConfigError,
     DocumentsConfig,
@@ -35,7 +35,6 @@ from rlplatform.datafiles import DataError
 from rlplatform.pipeline import run_config
 from rlplatform.plan import FINISHED, STARTS_OVER, plan_recipe
 from rlplatform.reads import ENV, reads
-from rlplatform.stages.records import KEEP, Decision
 from tests.unit.page_reader import PageReader, Served, scanned_pdf
 
 ROOT = Path(__file__).parents[2]
@@ -150,18 +149,6 @@ def test_another_error_comes_with_its_traceback(shards: list[Path], tmp_path: Pa
     with pytest.raises(RuntimeError, match=r"(?s)shard \d: .*ZeroDivisionError.*test_corpus_stage\.py") as caught:
         map_shards(function, shards[1:2], tmp_path / "out", key="k")
     assert f"document {document('s', '7', '', '')['id']!r}" in str(caught.value)
-
-
-def test_filters_over_shards(shards: list[Path], tmp_path: Path) -> None:
-    def odd(rows: list[Row]) -> list[Decision]:
-        return [Decision("odd", row["text"]) if int(row["text"]) % 2 else KEEP for row in rows]
-
-    counts = filter_shards({"parity": odd}, shards, tmp_path / "out", key="k", batch_rows=3)
-    assert counts[0] == {"documents": 5, "kept": 3, "parity: odd": 2}
-    kept = [row["text"] for row in read_documents(tmp_path / "out")]
-    dropped = [row["text"] for row in read_documents(tmp_path / "out", DROPPED)]
-    assert kept == [str(i) for i in range(0, 27, 2)]
-    assert dropped == [str(i) for i in range(1, 27, 2)]
 
 
 # --- the documents stage --------------------------------------------------------------------------------------------
