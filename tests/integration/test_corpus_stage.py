@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -361,6 +362,44 @@ def test_every_format_in_one_run_and_every_key_is_read(tmp_path: Path) -> None:
     ]
     wanted = leaves(DocumentsConfig, SourceConfig, PdfConfig, EndpointConfig, ResponsesConfig, WorkersConfig)
     assert wanted - reads(tracked) == {"DocumentsConfig.seed"}  # nothing is drawn at random
+
+
+def test_a_run_that_is_killed_goes_on_where_it_was(tmp_path: Path) -> None:
+    """kill -9 of the driver with half of the sources read: what is finished is not asked again, the end is the same."""
+    levels = {f"s{k}": [20 * k + 10, 20 * k + 20] for k in range(5)}
+    for name, pages in levels.items():
+        (tmp_path / f"{name}.pdf").write_bytes(scanned_pdf(pages))
+    reader = PageReader()
+    with Served(reader) as url:
+        pdf = {"vision": {"base_url": url, "model": "vision", "concurrency": 1}}
+        sources = {name: {"path": [str(tmp_path / f"{name}.pdf")], "pdf": pdf} for name in levels}
+        raw = {"kind": "documents", "name": "killed", "workers": {"num_workers": 1}, "sources": sources}
+        for name in ("whole", "run"):
+            text = yaml.safe_dump({**raw, "run_dir": str(tmp_path / name)}, sort_keys=False)
+            (tmp_path / f"{name}.yaml").write_text(text)
+        run_config(load(tmp_path / "whole.yaml"))
+        reader.requests.clear()
+        reader.delay_s = 0.4
+        command = [sys.executable, "-m", "rlplatform", "run", str(tmp_path / "run.yaml")]
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+            end = time.monotonic() + 300
+            while len(list((tmp_path / "run" / ".finished").glob("*.json"))) < 2:
+                assert process.poll() is None
+                assert time.monotonic() < end
+                time.sleep(0.02)
+            process.kill()
+        time.sleep(2.0)  # its workers notice
+        before = marks_of(tmp_path / "run")
+        assert 2 <= len(before) < 5
+        assert not list((tmp_path / "run").glob("documents-*.parquet"))
+        reader.delay_s = 0.0
+        run_config(load(tmp_path / "run.yaml"))
+    assert before.items() <= marks_of(tmp_path / "run").items()
+    assert files(tmp_path / "run") == files(tmp_path / "whole")
+    images = Counter(body["messages"][0]["content"][1]["image_url"]["url"] for body in reader.requests)
+    assert len(images) == 10
+    assert sorted(images.values())[: 2 * len(before)] == [1] * (2 * len(before))
+    assert max(images.values()) <= 2
 
 
 def write_sample_stage(folder: Path, responses: list[Row]) -> None:
