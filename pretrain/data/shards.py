@@ -16,9 +16,11 @@ import json
 import logging
 import os
 import pickle
+import threading
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,7 @@ Process = Callable[[int, Any], Counts]  # (index, task) -> counts; writes its ow
 Function = Callable[[list[Row]], list[Row]]  # same rows in the same order, with more labels
 Progress = Callable[[int, int], None]  # (shards finished, shards in all)
 
+_LOG = logging.getLogger(__name__)
 FINISHED = ".finished"  # folder of marks
 ERRORS: Mapping[str, type[Exception]] = {
     "DataError": DataError,
@@ -76,6 +79,7 @@ def run_tasks(
     workers: Workers = Workers(),
     progress: Progress | None = None,
     check: Callable[[Counts], None] | None = None,
+    quiet_s: float = 600.0,
 ) -> list[Counts]:
     """``process(index, task)`` for every task that has no mark of ``key`` yet; the counts of all, in the tasks' order.
 
@@ -83,6 +87,7 @@ def run_tasks(
         process: writes into ``folder`` what it makes, whole or not at all; its name may depend on the index alone.
         key: what the output follows from beside the task (settings, versions); another key is other work.
         check: is given the sum of all counts when a task ends, and raises to stop.
+        quiet_s: seconds without a finished task after which a warning says what is waited for, again and again.
 
     Raises:
         DataError, ConfigError: a task raised one.
@@ -102,18 +107,44 @@ def run_tasks(
     open_tasks = [index for index in range(len(tasks)) if index not in counts]
     if progress is not None:
         progress(len(counts), len(tasks))
-    for row in _on_ray(process, [(index, tasks[index]) for index in open_tasks], workers):
-        index = int(row["index"])
-        if row["error"]:
-            raise ERRORS.get(row["kind"], RuntimeError)(row["error"])
-        counts[index] = json.loads(row["counts"])
-        mark = {"key": keys[index], "counts": counts[index]}
-        write_atomically(folder / FINISHED / f"{index:05d}.json", json.dumps(mark))
-        if progress is not None:
-            progress(len(counts), len(tasks))
-        if check is not None:
-            check(total(list(counts.values())))
+    with _watch(lambda: [index for index in open_tasks if index not in counts], tasks, quiet_s) as tick:
+        for row in _on_ray(process, [(index, tasks[index]) for index in open_tasks], workers):
+            index = int(row["index"])
+            if row["error"]:
+                raise ERRORS.get(row["kind"], RuntimeError)(row["error"])
+            counts[index] = json.loads(row["counts"])
+            mark = {"key": keys[index], "counts": counts[index]}
+            write_atomically(folder / FINISHED / f"{index:05d}.json", json.dumps(mark))
+            tick()
+            if progress is not None:
+                progress(len(counts), len(tasks))
+            if check is not None:
+                check(total(list(counts.values())))
     return [counts[index] for index in range(len(tasks))]
+
+
+@contextmanager
+def _watch(left: Callable[[], list[int]], tasks: Sequence[Any], quiet_s: float) -> Iterator[Callable[[], None]]:
+    """Logs what is waited for whenever ``quiet_s`` passed without a call of what it gives."""
+    news, over = threading.Event(), threading.Event()
+
+    def look() -> None:
+        while not over.is_set():
+            if news.wait(quiet_s):
+                news.clear()
+            else:
+                waiting = left()
+                shown = f"{tasks[waiting[0]]!r:.300}" if waiting else "none"
+                _LOG.warning("nothing finished for %.0f s; %d to go, the first is %s", quiet_s, len(waiting), shown)
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield news.set
+    finally:
+        over.set()
+        news.set()
+        thread.join()
 
 
 def is_finished(tasks: Sequence[Any], folder: Path, *, key: str) -> bool:
