@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pretrain.data.document import (
@@ -101,6 +101,7 @@ json_values = st.recursive(
 )  # fmt: skip
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(st.text(), json_values, max_size=4))
 def test_json_goes_through_meta_unchanged(meta: dict[str, Any]) -> None:
     assert meta_of(document("s", "p", "w", "t", meta)) == meta
