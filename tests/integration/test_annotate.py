@@ -5,22 +5,29 @@ from __future__ import annotations
 import json
 import logging
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
+import yaml
 
 from pretrain.data.annotate import Annotator
 from pretrain.data.document import document, read_documents, shards_of, write_shards
 from pretrain.data.labels import bind, identified
 from pretrain.data.ngrams import load
 from rlplatform.config import AnnotateConfig, FeaturesConfig, GoldConfig, TrainLabellerConfig
-from rlplatform.configfile import load_values
+from rlplatform.configfile import load, load_values
 from rlplatform.datafiles import DataError
+from rlplatform.plan import plan_recipe
+from rlplatform.reads import ENV, reads
 from rlplatform.stage_runs import STAGES
 
+ROOT = Path(__file__).parents[2]
 PLUGIN = """
 def marks(texts, *, weight=1):
     return [{"marks": weight * text.count("!")} for text in texts]
@@ -185,3 +192,62 @@ def test_a_recipe_hands_the_model_on(corpus: Path) -> None:
     assert inputs(built["labelled"]) == ["kind_model"]
     resolved = resolve_inputs(built["labelled"], {"kind_model": {"output": "x/labeller.npz"}})
     assert resolved.labellers["kinds"]["model"] == os.path.join("x", "labeller.npz")
+
+
+def leaves(*classes: type) -> set[str]:
+    """Keys that hold values, not sections."""
+    sections = ("kind", "workers", "gold", "features")
+    return {f"{cls.__name__}.{entry.name}" for cls in classes for entry in fields(cls) if entry.name not in sections}
+
+
+def test_from_files_to_labels_in_one_recipe_and_every_key_is_read(corpus: Path) -> None:
+    """`rlplatform run` as a user starts it; a second run finds everything finished."""
+    tracked = corpus / "reads"
+    tracked.mkdir()
+    words = ["apple", "hammer"] * 30
+    lines = [
+        json.dumps({"text": f"{word} {chr(97 + n % 26)}{chr(97 + n // 26)}", "kind": word})
+        for n, word in enumerate(words)
+    ]
+    (corpus / "rows.jsonl").write_text("\n".join(lines) + "\n")
+    raw = {
+        "kind": "recipe",
+        "name": "labels",
+        "run_dir": str(corpus / "recipe"),
+        "stages": {
+            "documents": {"kind": "documents", "sources": {"rows": {"path": [str(corpus / "rows.jsonl")]}}},
+            "model": {
+                "kind": "train_labeller",
+                "documents": ["stage:documents"],
+                "label": "kind",
+                "gold": {"meta": "kind"},
+                "features": {"buckets": 1024},
+            },
+            "labelled": {
+                "kind": "annotate",
+                "documents": "stage:documents",
+                "labellers": {"length": {}, "classifier": {"model": "stage:model"}, f"{corpus}/my_labels.py:marks": {}},
+            },
+        },
+    }
+    (corpus / "labels.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
+    command = [sys.executable, "-m", "rlplatform", "run", str(corpus / "labels.yaml")]
+    environment = {**os.environ, ENV: str(tracked), "PYTHONPATH": os.pathsep.join(["."] + sys.path)}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=500)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "macro F1 1.000" in done.stderr
+    rows = list(read_documents(corpus / "recipe" / "labelled"))
+    said = [[entry["value"] for entry in row["labels"] if entry["name"] == "kind"] for row in rows]
+    assert said == [[word] for word in words]
+    wanted = leaves(AnnotateConfig, TrainLabellerConfig, GoldConfig, FeaturesConfig)
+    assert wanted - reads(tracked) == {"AnnotateConfig.seed"}  # nothing is drawn at random
+
+    planned = plan_recipe(load(corpus / "labels.yaml"))
+    assert {one.state for one in planned.values()} == {"finished"}
+    (corpus / "my_labels.py").write_text(PLUGIN + "\n")  # a labeller's code is part of its stage
+    planned = plan_recipe(load(corpus / "labels.yaml"))
+    assert {name: one.state for name, one in planned.items()} == {
+        "documents": "finished",
+        "model": "finished",
+        "labelled": "starts over",
+    }
