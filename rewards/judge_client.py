@@ -81,8 +81,16 @@ class Endpoint:
         return key
 
 
-async def ask(endpoint: Endpoint, rules: Rules, request: Ask) -> Reply | NoReply:
+async def ask(
+    endpoint: Endpoint,
+    rules: Rules,
+    request: Ask,
+    *,
+    read: Callable[[Reply, Ask, Rules], object] = read_value,
+) -> Reply | NoReply:
     """The reply to a request, from the cache where it is there; the same request at the same time is sent once.
+
+    A reply on which ``read`` raises UnreadableReply is not cached.
 
     Raises JudgeSettingsError: no key in the environment, or a cache that cannot be used.
     """
@@ -95,7 +103,7 @@ async def ask(endpoint: Endpoint, rules: Rules, request: Ask) -> Reply | NoReply
 
     async def fetch() -> Reply | NoReply:
         reply = await send(endpoint, body)
-        if cache is not None and isinstance(reply, Reply) and _is_readable(reply, request, rules):
+        if cache is not None and isinstance(reply, Reply) and _is_readable(read, reply, request, rules):
             return replace(reply, text=cache.put(key, reply))  # another process may have been first
         return reply
 
@@ -149,9 +157,9 @@ def request_body(endpoint: Endpoint, rules: Rules, request: Ask) -> dict[str, An
     return body
 
 
-def _is_readable(reply: Reply, request: Ask, rules: Rules) -> bool:
+def _is_readable(read: Callable[[Reply, Ask, Rules], object], reply: Reply, request: Ask, rules: Rules) -> bool:
     try:
-        read_value(reply, request, rules)
+        read(reply, request, rules)
     except UnreadableReply:
         return False
     return True

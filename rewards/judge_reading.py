@@ -30,6 +30,15 @@ def read_value(reply: Reply, ask: Ask, rules: Rules) -> float:
 
     Raises UnreadableReply.
     """
+    said = said_in(reply, rules)
+    return _choice(said, ask, reply) if rules.pairwise else _score(said, reply, rules)
+
+
+def said_in(reply: Reply, rules: Rules) -> str | None:
+    """The text in the first group of ``rules.pattern`` where a reply says it in the agreed form.
+
+    Raises UnreadableReply.
+    """
     if not reply.complete:
         raise UnreadableReply(_told(f"the reply was cut off (max_tokens={rules.max_tokens})", reply))
     text = after_thoughts(reply.text)
@@ -39,10 +48,10 @@ def read_value(reply: Reply, ask: Ask, rules: Rules) -> float:
     if len(found) != 1:
         what = "verdict" if rules.pairwise else "score"
         raise UnreadableReply(_told(f"expected one {what} in the agreed form, got {len(found)}", reply))
-    said = found[0][1]
+    said: str | None = found[0][1]
     if re.search(r"\w", text[found[0].end() :]):
         raise UnreadableReply(_told(f"words follow {found[0][0].strip()!r}", reply))
-    return _choice(said, ask, reply) if rules.pairwise else _score(said, reply, rules)
+    return said
 
 
 def _score(said: str | None, reply: Reply, rules: Rules) -> float:

@@ -53,6 +53,8 @@ SECTIONS = (
     config.PartConfig,
     config.PackedDataConfig,
     config.CompletionsConfig,
+    config.GoldConfig,
+    config.FeaturesConfig,
 )
 
 

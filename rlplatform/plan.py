@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rlplatform.config import (
+    AnnotateConfig,
     BenchmarksConfig,
     ConfigError,
     DocumentsConfig,
@@ -33,6 +34,7 @@ from rlplatform.config import (
     SampleConfig,
     ScalingLawConfig,
     TokensConfig,
+    TrainLabellerConfig,
 )
 from rlplatform.configfile import flat, inputs, stages, to_dict
 from rlplatform.reads import reads_do_not_count
@@ -280,7 +282,7 @@ def data_hashes(resolved: Any) -> dict[str, str]:
             paths.append(resolved.evaluation.data.path)
         if isinstance(resolved, PreferenceConfig | DPOConfig):
             paths.append(resolved.heldout.path)
-        if isinstance(resolved, FilterConfig | FusionConfig):
+        if isinstance(resolved, FilterConfig | FusionConfig | AnnotateConfig):
             paths += resolved.files
         if isinstance(resolved, BenchmarksConfig):
             from rlplatform.evaluation.rows import files_of
@@ -298,6 +300,8 @@ def data_hashes(resolved: Any) -> dict[str, str]:
             paths = [f"{path}/manifest.json" for path in (resolved.tokens, resolved.heldout)]
         if isinstance(resolved, PretrainConfig):  # the manifest holds the hashes of the tokens
             paths = [f"{path}/manifest.json" for path in (resolved.data.path, resolved.data.heldout) if path]
+        if isinstance(resolved, AnnotateConfig | TrainLabellerConfig):
+            listed |= {folder: _shards(Path(folder)) for folder in resolved.folders}
     return listed | {path: _content(Path(path)) for path in paths if path and Path(path).exists()}
 
 
@@ -309,6 +313,12 @@ def _corpus(config: DocumentsConfig) -> dict[str, str]:
     names = dict.fromkeys(task.name for task in tasks)
     files = {name: [file for task in tasks if task.name == name for file in task.files] for name in names}
     return {name: hashlib.sha256(repr(found).encode()).hexdigest() for name, found in files.items()}
+
+
+def _shards(folder: Path) -> str:
+    """SHA-256 of the names, sizes and times of the shards of documents in a folder."""
+    found = [(path.name, (stat := path.stat()).st_size, stat.st_mtime_ns) for path in sorted(folder.glob("*.parquet"))]
+    return hashlib.sha256(repr(found).encode()).hexdigest()
 
 
 def _content(path: Path) -> str:

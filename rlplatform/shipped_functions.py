@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rewards.base import split_convention
-from rlplatform.config import ConfigError, DatasetConfig, EnvironmentConfig, RecipeConfig, RewardConfig
+from rlplatform.config import AnnotateConfig, ConfigError, DatasetConfig, EnvironmentConfig, RecipeConfig, RewardConfig
 from rlplatform.configfile import stages
 
 
@@ -26,6 +26,9 @@ def function_files(config: Any, where: str = "") -> Iterator[tuple[str, Path]]:
         named[f"{where}environment.name"] = environment.name
     if isinstance(config, DatasetConfig):
         named[f"{where}function"] = config.function
+    if isinstance(config, AnnotateConfig):
+        labellers = {name: str((settings or {}).get("use", name)) for name, settings in config.labellers.items()}
+        named |= {f"{where}labellers.{name}": used for name, used in labellers.items()}
     for key, function in named.items():
         source = split_convention(function)[1].rpartition(":")[0]
         if source.endswith(".py"):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rlplatform.config import (
+    AnnotateConfig,
     BenchmarksConfig,
     ConfigError,
     DatasetConfig,
@@ -24,6 +25,7 @@ from rlplatform.config import (
     ScalingLawConfig,
     SFTConfig,
     TokensConfig,
+    TrainLabellerConfig,
 )
 from rlplatform.data_stages import filter_rows, fusion
 from rlplatform.launch import Outcome, make_room, ray_session, run_eval, run_rl
@@ -207,6 +209,34 @@ def tokens(config: TokensConfig) -> Outcome:
     return Outcome(config.run_dir, summary)
 
 
+def annotate(config: AnnotateConfig) -> Outcome:
+    """Labels on every document."""
+    from pretrain.data.annotate import annotate as label_documents
+    from pretrain.data.annotate import labellers_of, table
+
+    labellers_of(config)  # what is wrong with them is said before Ray starts
+    RunFolder(config.run_dir).begin(config)
+    with ray_session():
+        summary = label_documents(config, progress_of(config.name, "shards"))
+    for line in table(summary):
+        say(line)
+    return Outcome(config.run_dir, {name: summary[name] for name in ("documents", "shards", "label_version")})
+
+
+def train_labeller(config: TrainLabellerConfig) -> Outcome:
+    """A small classifier and its scores."""
+    from pretrain.data.ngrams import MODEL_FILE
+    from pretrain.data.train_labeller import table
+    from pretrain.data.train_labeller import train_labeller as train
+
+    RunFolder(config.run_dir).begin(config)
+    summary = train(config)
+    for line in table(summary):
+        say(line)
+    held_out = {name: summary["held_out"][name] for name in ("macro_f1", "accuracy", "texts")}
+    return Outcome(str(Path(config.run_dir) / MODEL_FILE), {"label": config.label, **held_out})
+
+
 def progress_of(name: str, what: str) -> Callable[[int, int], None]:
     """About twenty lines of progress for a stage that works on ``what``: (finished, in all)."""
 
@@ -235,4 +265,6 @@ STAGES: dict[str, Callable[[Any], Outcome]] = {
     "scaling_law": scaling_law,
     "tokens": tokens,
     "pretrain": pretrain,
+    "annotate": annotate,
+    "train_labeller": train_labeller,
 }

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from rlplatform.config.algorithm import AlgorithmConfig, TeacherConfig
 from rlplatform.config.base import ConfigError
+from rlplatform.config.corpus_annotate import AnnotateConfig, FeaturesConfig, GoldConfig, TrainLabellerConfig
 from rlplatform.config.corpus_documents import (
     DocumentsConfig,
     EndpointConfig,
@@ -40,6 +41,7 @@ from rlplatform.config.supervised import DPOConfig, PreferenceConfig, SFTConfig
 __all__ = [
     "KINDS",
     "AlgorithmConfig",
+    "AnnotateConfig",
     "BenchmarksConfig",
     "CheckpointConfig",
     "CompletionsConfig",
@@ -52,8 +54,10 @@ __all__ = [
     "EnvironmentConfig",
     "EvalConfig",
     "EvaluationConfig",
+    "FeaturesConfig",
     "FilterConfig",
     "FusionConfig",
+    "GoldConfig",
     "InitModelConfig",
     "LearnerConfig",
     "LoraConfig",
@@ -81,5 +85,6 @@ __all__ = [
     "TeacherConfig",
     "TokensConfig",
     "TrackerConfig",
+    "TrainLabellerConfig",
     "WorkersConfig",
 ]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from rlplatform.config.base import require
+from rlplatform.config.corpus_annotate import AnnotateConfig, TrainLabellerConfig
 from rlplatform.config.corpus_documents import DocumentsConfig
 from rlplatform.config.data_stages import DatasetConfig, FilterConfig, FusionConfig, InitModelConfig, SampleConfig
 from rlplatform.config.evaluation import BenchmarksConfig, EvalConfig
@@ -53,6 +54,8 @@ RunConfig = (
     | ScalingLawConfig
     | TokensConfig
     | PretrainConfig
+    | AnnotateConfig
+    | TrainLabellerConfig
     | RecipeConfig
 )
 KINDS: dict[str, type] = {
@@ -73,5 +76,7 @@ KINDS: dict[str, type] = {
     "scaling_law": ScalingLawConfig,
     "tokens": TokensConfig,
     "pretrain": PretrainConfig,
+    "annotate": AnnotateConfig,
+    "train_labeller": TrainLabellerConfig,
     "recipe": RecipeConfig,
 }

@@ -1,0 +1,63 @@
+"""A few of the most frequent function words of each language, by its ISO 639-3 code.
+
+English has Gopher's eight (arXiv:2112.11446, appendix A1.1); the other lists are the project's own, chosen likewise:
+words that hardly any paragraph of running text lacks. Chinese and Japanese have characters, as words there are.
+"""
+
+from __future__ import annotations
+
+_LISTS = {
+    "eng": "the be to of and that have with",
+    "deu": "der die das und in zu den mit ist nicht",
+    "fra": "le la les de et à un une que est",
+    "spa": "de la que el en y los se un por",
+    "por": "de a o que e do da em um para",
+    "ita": "di e il la che in un per è non",
+    "nld": "de en van het een in is dat op te",
+    "swe": "och att det i en som är på av för",
+    "dan": "og i at det en den til er som på",
+    "nob": "og i det er på en til som å for",
+    "nno": "og i det er på ein til som å for",
+    "fin": "ja on ei että se oli hän mutta kun myös",
+    "est": "ja on ei et see oli ta ka kui mis",
+    "hun": "a az és hogy nem is egy ez meg van",
+    "pol": "w i z na się nie do to że jest",
+    "ces": "a se v na je že s z do to",
+    "slk": "a sa v na je že s z do to",
+    "slv": "in je v na se da so za z ki",
+    "hrv": "i je u na se da su za s od",
+    "bos": "i je u na se da su za s od",
+    "srp": "и је у на се да су за с од i je u na se da su za s od",
+    "bul": "и на в да се за от е с не",
+    "mkd": "и на во да се за од е со не",
+    "rus": "и в на не что с по к как это",
+    "ukr": "і в на не що з та до як це",
+    "bel": "і ў на не што з да як гэта па",
+    "ron": "de și în a la cu pe un o să",
+    "ell": "και το να του η της με που την από",
+    "lit": "ir į kad iš su yra tai kaip bet ne",
+    "lvs": "un ir ka no ar uz par tas kas nav",
+    "tur": "ve bir bu da de için ile olan olarak çok",
+    "azj": "və bir bu da də üçün ilə olan olaraq çox",
+    "ind": "yang dan di dari untuk dengan ini itu pada tidak",
+    "zsm": "yang dan di dari untuk dengan ini itu pada tidak",
+    "tgl": "ang ng sa na mga at ay ito hindi para",
+    "vie": "và của là có trong cho không các một được",
+    "swh": "na ya wa kwa ni katika la za kuwa cha",
+    "arb": "في من على إلى أن هذا التي عن لا ما",
+    "pes": "و در به از که این را با است برای",
+    "urd": "کے کی میں اور ہے سے کا کو نے پر",
+    "heb": "של את על לא הוא זה כי עם היא גם",
+    "hin": "के का की में है और से को पर यह",
+    "ben": "এবং এই করে না ও থেকে এর একটি তার হয়",
+    "mar": "आणि आहे या व हे ते नाही होते एक त्या",
+    "tam": "ஒரு என்று மற்றும் இந்த அந்த என இது அது உள்ள என்ற",
+    "kor": "이 그 있는 수 및 것은 것이 있다 한 대한",
+    "zho": "的 是 了 在 和 有 不 一 这 這",
+    "jpn": "の に は を た が で て と し",
+    "cat": "de la i el que a en els un per",
+    "glg": "de a o que e do da en un para",
+    "eus": "eta da ez ere zen du bat hau dira baina",
+    "afr": "die en van het in is dat nie te op",
+}
+STOP_WORDS: dict[str, frozenset[str]] = {code: frozenset(text.split()) for code, text in _LISTS.items()}
