@@ -53,7 +53,7 @@ from rlplatform.plan import (
     stands_on,
 )
 from rlplatform.runs import RunFolder, alone_in, write_atomically
-from rlplatform.stage_runs import STAGES, say
+from rlplatform.stage_runs import STAGES, check_settings, say
 
 MARKS = ("config.yaml", STARTED, DONE)  # a folder with none of these is not ours to remove
 
@@ -102,6 +102,8 @@ def _run_recipe(recipe: RecipeConfig, choice: Choice) -> dict[str, Any]:
 
     folder = RunFolder(recipe.run_dir)
     plan = stages(recipe)
+    for config in plan.values():
+        check_settings(config)
     planned = plan_recipe(recipe, choice)
     folder.begin(recipe)
     for name, config in plan.items():

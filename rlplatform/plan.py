@@ -17,6 +17,7 @@ from typing import Any
 
 from rlplatform.config import (
     BenchmarksConfig,
+    CleanConfig,
     ConfigError,
     DocumentsConfig,
     EvalConfig,
@@ -39,6 +40,7 @@ WORK = (
     "checkpoints",
     "groups",
     ".finished",
+    "work",
 )  # an attempt that left none of these left nothing to lose
 MAY_CHANGE = ("num_steps", "run_dir", "name", "tracker.", "checkpoint.", "evaluation.every")  # a run goes on with these
 NOT_HASHED = ("run_dir", "name", "tracker", "checkpoint")
@@ -281,6 +283,11 @@ def data_hashes(resolved: Any) -> dict[str, str]:
 
             paths += files_of(resolved)
         listed = _corpus(resolved) if isinstance(resolved, DocumentsConfig) else {}
+        if isinstance(resolved, CleanConfig):
+            from rlplatform.evaluation.contents import item_files
+
+            listed = _shards(resolved.documents)
+            paths += [file for step in resolved.contamination().values() for file in item_files(step)]
     return listed | {path: _content(Path(path)) for path in paths if path and Path(path).exists()}
 
 
@@ -292,6 +299,14 @@ def _corpus(config: DocumentsConfig) -> dict[str, str]:
     names = dict.fromkeys(task.name for task in tasks)
     files = {name: [file for task in tasks if task.name == name for file in task.files] for name in names}
     return {name: hashlib.sha256(repr(found).encode()).hexdigest() for name, found in files.items()}
+
+
+def _shards(folder: str) -> dict[str, str]:
+    """Folder of documents -> SHA-256 of the names, sizes and times of its shards."""
+    files = [
+        (path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(Path(folder).glob("*.parquet"))
+    ]
+    return {folder: hashlib.sha256(repr(files).encode()).hexdigest()} if files else {}
 
 
 def _content(path: Path) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 from rlplatform.config import (
     BenchmarksConfig,
+    CleanConfig,
     ConfigError,
     DatasetConfig,
     DocumentsConfig,
@@ -123,6 +124,31 @@ def documents(config: DocumentsConfig) -> Outcome:
     return Outcome(config.run_dir, summary)
 
 
+def check_settings(config: Any) -> None:
+    """Raises ConfigError for settings that only the functions behind them can judge; before anything starts."""
+    if isinstance(config, CleanConfig):
+        from pretrain.data.clean_steps import steps_of
+
+        steps_of(config.steps)
+
+
+def clean(config: CleanConfig) -> Outcome:
+    """Documents through the steps of the config; what was kept, dropped and changed, and the flow."""
+    from pretrain.data.cleaning import clean_documents
+    from rlplatform.evaluation.contents import items_of
+
+    check_settings(config)
+    RunFolder(config.run_dir).begin(config)
+    with ray_session():
+        cleaned = clean_documents(
+            config,
+            items=lambda step: items_of(step.settings),
+            progress=lambda name: shards_progress(f"{config.name}: {name}"),
+        )
+    say(cleaned.table)
+    return Outcome(config.run_dir, cleaned.summary)
+
+
 def shards_progress(name: str) -> Callable[[int, int], None]:
     """About twenty lines of progress for a stage that works on shards: (finished, in all)."""
 
@@ -145,4 +171,5 @@ STAGES: dict[str, Callable[[Any], Outcome]] = {
     "filter": filter_rows,
     "fusion": fusion,
     "documents": documents,
+    "clean": clean,
 }

@@ -13,22 +13,35 @@ depends on how many shards there are or on what finishes first, but for which sh
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from pretrain.data.clean_steps import Step, index_settings, local_step
+from pretrain.data.clean_steps import Step, index_settings, local_step, steps_of
 from pretrain.data.contamination import Index, Item, build_index
 from pretrain.data.corpus_plan import plan_step, read_answers
 from pretrain.data.corpus_steps import Sketch, save_sketch
-from pretrain.data.document import DROPPED, DROPPED_SCHEMA, Row, ShardWriter, num_documents, read_batches, shard_name
+from pretrain.data.document import (
+    DROPPED,
+    DROPPED_SCHEMA,
+    Row,
+    ShardWriter,
+    num_documents,
+    read_batches,
+    shard_name,
+    shards_of,
+)
 from pretrain.data.edits import Answer, Decision
 from pretrain.data.fates import CHANGES, CHANGES_SCHEMA, UNTOUCHED, Fate, apply_step, changes, current
-from pretrain.data.flow import Flow, flow_of
+from pretrain.data.flow import Flow, flow_of, save, table
 from pretrain.data.shards import Counts, Progress, Workers, checked, fingerprints, run_tasks, total
+from rlplatform.config import CleanConfig
+from rlplatform.datafiles import DataError
 from rlplatform.runs import write_atomically
 
 WORK = "work"  # the folder of everything that is gone once the stage is finished
@@ -141,6 +154,53 @@ class Cleaned:
     flow: Flow
     contamination: Mapping[str, Mapping[str, int]]  # step -> "BENCHMARK: looked for | too short | ..." -> items
     not_compared: Mapping[str, int]  # near step -> units that were compared with some of their bucket only
+
+    @property
+    def table(self) -> str:
+        return table(self.flow)
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """Counts of the whole stage, as ``summary.json`` has them."""
+        flow = self.flow
+        found: dict[str, Any] = {
+            "documents": flow.documents,
+            "kept": flow.kept,
+            "dropped": flow.documents - flow.kept,
+            "characters": flow.characters,
+            "kept_characters": flow.kept_characters,
+            "by_step": {step.name: {"dropped": dict(step.dropped), "edits": dict(step.edits)} for step in flow.steps},
+        }
+        if self.contamination:
+            found["benchmark_items"] = {step: dict(counts) for step, counts in self.contamination.items()}
+        if self.not_compared:
+            found["not_compared_with_all"] = dict(self.not_compared)
+        return found
+
+
+def clean_documents(
+    config: CleanConfig, *, items: Callable[[Step], Sequence[Item]], progress: Callable[[str], Progress | None]
+) -> Cleaned:
+    """The stage of ``config``: documents, what was dropped and changed, flow and summary in its folder.
+
+    Needs ``ray.init()`` before. Arguments and errors as ``clean``; DataError also where nothing is left.
+    """
+    folder, asked = Path(config.run_dir), config.workers
+    cleaned = clean(
+        shards_of(config.documents),
+        folder,
+        steps_of(config.steps),
+        items=items,
+        workers=Workers(asked.num_workers, asked.cpus, asked.gpus, asked.memory_gib),
+        batch_rows=config.batch_documents,
+        progress=progress,
+    )
+    save(cleaned.flow, folder)
+    write_atomically(folder / "flow.md", cleaned.table + "\n")
+    write_atomically(folder / "summary.json", json.dumps(cleaned.summary, indent=1, ensure_ascii=False) + "\n")
+    if not cleaned.flow.kept:
+        raise DataError(f"{config.name}: nothing is left; {folder}/dropped-*.parquet say why\n{cleaned.table}")
+    return cleaned
 
 
 def clean(

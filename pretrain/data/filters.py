@@ -35,6 +35,7 @@ def label(
     Raises:
         DataError: a document without the label (``missing: error``), or without a score that is asked for.
     """
+    _check_missing(missing)
     wanted, refused = frozenset(_texts("keep", keep)), frozenset(_texts("drop", drop))
     if wanted & refused:
         raise DataError(f"label: expected keep and drop to share no value, got {sorted(wanted & refused)} in both")
@@ -100,6 +101,7 @@ def signal(
     Raises:
         DataError: no bound at all, bounds that nothing fits between, or a document without the label or a score.
     """
+    _check_missing(missing)
     _check_bounds("signal", min, max)
     decisions = []
     for row in rows:
@@ -129,9 +131,12 @@ def _inside(value: float, name: str, low: float, high: float) -> Decision:
     return KEEP
 
 
-def _missing(row: Row, name: str, labeller: str, missing: str) -> Decision:
+def _check_missing(missing: str) -> None:
     if missing not in MISSING:
         raise DataError(f"missing: expected one of {', '.join(MISSING)}, got {missing!r}")
+
+
+def _missing(row: Row, name: str, labeller: str, missing: str) -> Decision:
     if missing == REFUSE_MISSING:
         there = sorted({f"{entry['name']} ({entry['labeller']})" for entry in row["labels"]})
         wanted = f"{name!r} by {labeller}" if labeller else repr(name)

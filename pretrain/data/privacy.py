@@ -160,7 +160,8 @@ def _phones(text: str, regions: Sequence[str]) -> Iterator[Found]:
 def _is_national(text: str, start: int, end: int, number: str) -> bool:
     """Not what may be any number: bare digits, a version, a part of a sum or of a longer number."""
     before = text[max(start - _BEFORE, 0) : start]
-    bare = number.isdigit()
+    digits = sum(character.isdigit() for character in number)
+    bare = digits == len(number) or digits < 7 or re.search(r"[.,]\s", number)  # two numbers of a list
     longer = bool(re.search(r"[\w.,]$", before)) or bool(re.match(r"\w|[.,-]\d", text[end : end + 2]))
     return not (bare or longer or _NUMBERED.search(before) or _in_arithmetic(text, start, end))
 

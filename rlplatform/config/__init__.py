@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from rlplatform.config.algorithm import AlgorithmConfig, TeacherConfig
 from rlplatform.config.base import ConfigError
+from rlplatform.config.corpus_clean import CleanConfig
 from rlplatform.config.corpus_documents import (
     DocumentsConfig,
     EndpointConfig,
@@ -32,6 +33,7 @@ __all__ = [
     "AlgorithmConfig",
     "BenchmarksConfig",
     "CheckpointConfig",
+    "CleanConfig",
     "ConfigError",
     "DataConfig",
     "DatasetConfig",

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from rlplatform.config.base import require
+from rlplatform.config.corpus_clean import CleanConfig
 from rlplatform.config.corpus_documents import DocumentsConfig
 from rlplatform.config.data_stages import DatasetConfig, FilterConfig, FusionConfig, InitModelConfig, SampleConfig
 from rlplatform.config.evaluation import BenchmarksConfig, EvalConfig
@@ -40,6 +41,7 @@ RunConfig = (
     | FilterConfig
     | FusionConfig
     | DocumentsConfig
+    | CleanConfig
     | RecipeConfig
 )
 KINDS: dict[str, type] = {
@@ -54,5 +56,6 @@ KINDS: dict[str, type] = {
     "filter": FilterConfig,
     "fusion": FusionConfig,
     "documents": DocumentsConfig,
+    "clean": CleanConfig,
     "recipe": RecipeConfig,
 }
