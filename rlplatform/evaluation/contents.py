@@ -17,8 +17,8 @@ def items_of(settings: Mapping[str, Any]) -> list[Item]:
     """The items of a contamination step, every one of every benchmark.
 
     Args:
-        settings: ``benchmarks`` (names in the table; none = all of them), ``data_dir`` (a folder with the table's files;
-            none = the hub), ``paths`` (benchmark -> a file, folder or hub id of its own).
+        settings: ``benchmarks`` (names in the table; none = all of them), ``data_dir`` (a folder with the files of the
+            table; none = the hub), ``paths`` (benchmark -> a file, folder or hub id of its own).
 
     Raises:
         ConfigError, DataError: an unknown benchmark, or a set that is not there.

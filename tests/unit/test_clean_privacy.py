@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,7 @@ def test_ibans_pass_mod_97(account: int) -> None:
 def test_what_is_found_is_in_order_and_shares_no_character(text: str) -> None:
     places = find(text, regions=("US",))
     assert all(0 <= one.start < one.end <= len(text) for one in places)
-    assert all(a.end <= b.start for a, b in zip(places, places[1:], strict=False))
+    assert all(a.end <= b.start for a, b in pairwise(places))
 
 
 def row(text: str) -> dict[str, Any]:
