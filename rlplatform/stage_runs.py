@@ -120,7 +120,7 @@ def documents(config: DocumentsConfig) -> Outcome:
 
     RunFolder(config.run_dir).begin(config)
     with ray_session():
-        summary = make_documents(config, shards_progress(config.name))
+        summary = make_documents(config, progress_of(config.name, "tasks"))
     return Outcome(config.run_dir, summary)
 
 
@@ -143,18 +143,18 @@ def clean(config: CleanConfig) -> Outcome:
         cleaned = clean_documents(
             config,
             items=lambda step: items_of(step.settings),
-            progress=lambda name: shards_progress(f"{config.name}: {name}"),
+            progress=lambda name: progress_of(f"{config.name}: {name}", "tasks"),
         )
     say(cleaned.table)
     return Outcome(config.run_dir, cleaned.summary)
 
 
-def shards_progress(name: str) -> Callable[[int, int], None]:
-    """About twenty lines of progress for a stage that works on shards: (finished, in all)."""
+def progress_of(name: str, what: str) -> Callable[[int, int], None]:
+    """About twenty lines of progress for a stage that works on ``what``: (finished, in all)."""
 
     def show(finished: int, num: int) -> None:
         if finished and (finished % max(num // 20, 1) == 0 or finished == num):
-            say(f"{name}: {finished} of {num} shards")
+            say(f"{name}: {finished} of {num} {what}")
 
     return show
 

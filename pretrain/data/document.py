@@ -257,6 +257,9 @@ def _table(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
             raise DataError(
                 f"document {row.get('id')!r}: expected the columns {', '.join(schema.names)}, got {', '.join(row)}"
             )
+        empty = next((name for name in schema.names if row[name] is None), None)
+        if empty is not None:
+            raise DataError(f"document {row['id']!r}: column {empty}: expected a value, got None")
     try:
         return pa.Table.from_pylist(rows, schema=schema)
     except (pa.ArrowException, UnicodeEncodeError) as error:

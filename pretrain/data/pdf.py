@@ -251,7 +251,8 @@ def _item(place: str, pages: Sequence[Page], facts: dict[str, str]) -> Item:
     if failed is not None:
         return error(place, failed.failure, f"page {failed.number}: {failed.detail}", text=text, meta=meta)
     if not text:
-        return Item(place, meta=meta, reason=next((page.trouble for page in pages if page.trouble), "empty"))
+        troubles = [page.trouble for page in pages if page.trouble and page.kind != "vision"]
+        return Item(place, meta=meta, reason=troubles[0] if troubles else "empty")
     methods = {"vision" if page.kind == "vision" else "text layer" for page in pages if page.method != "blank"}
     method = methods.pop() if len(methods) == 1 else "mixed"
     return Item(place, text, meta, [label("pdf_method", method, "reader")])

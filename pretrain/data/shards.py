@@ -146,7 +146,7 @@ def _on_ray(process: Process | Stateful, tasks: Sequence[tuple[int, Any]], worke
     import ray
     from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
     items = [{"index": index, "task": pickle.dumps(task)} for index, task in tasks]
     dataset = ray.data.from_items(items, override_num_blocks=len(items))

@@ -15,6 +15,7 @@ from rewards.base import UNPARSEABLE, Verdict, rowwise
 from rewards.code import Settings, grade
 from rewards.format import prompt_opens_block, text_of
 
+TIMEOUT_S = 4.0  # two runs within the 10 s that a row has by default
 _FENCE = "`" * 24
 
 
@@ -24,18 +25,22 @@ def form(
     completions: Sequence[Any],
     form: Sequence[str],
     prompt_text: Sequence[str] | None = None,
+    *,
+    timeout_s: float = TIMEOUT_S,
     **columns: Any,
 ) -> list[Verdict]:
-    """1.0 for a response of its form whose program, where it has one, passes its own tests; else 0.0, with why."""
-    return [
-        judge(
-            text_of(completion), form[row], prompt_opens_block(prompts[row], prompt_text[row] if prompt_text else None)
-        )
-        for row, completion in enumerate(completions)
-    ]
+    """1.0 for a response of its form whose program, where it has one, passes its own tests; else 0.0, with why.
+
+    ``timeout_s``: of each of a program's two runs; both must fit into ``reward.timeout_s``.
+    """
+    verdicts = []
+    for row, completion in enumerate(completions):
+        opened = prompt_opens_block(prompts[row], prompt_text[row] if prompt_text else None)
+        verdicts.append(judge(text_of(completion), form[row], opened, timeout_s))
+    return verdicts
 
 
-def judge(text: str, form: str, opened: bool) -> Verdict:
+def judge(text: str, form: str, opened: bool, timeout_s: float = TIMEOUT_S) -> Verdict:
     """The verdict on one response."""
     try:
         parsed = take_apart(form, text, opened=opened)
@@ -45,12 +50,12 @@ def judge(text: str, form: str, opened: bool) -> Verdict:
         return Verdict(0.0, detail=f"{parsed.reason}: {parsed.detail}")
     if form != "code":
         return Verdict(1.0, detail="has its form; what it says is not checked")
-    return check_program(parsed.sections["program"], parsed.sections["tests"])
+    return check_program(parsed.sections["program"], parsed.sections["tests"], timeout_s)
 
 
-def check_program(program: str, tests: str) -> Verdict:
+def check_program(program: str, tests: str, timeout_s: float = TIMEOUT_S) -> Verdict:
     """1.0 where the tests pass with the program and fail without it."""
-    settings = Settings(scoring="all", total_s=4.5, timeout_s=4.0)
+    settings = Settings(scoring="all", total_s=timeout_s, timeout_s=timeout_s)
     with_it = _run(program, tests, settings)
     if not with_it.ok or with_it.score < 1.0:
         return with_it

@@ -8,7 +8,9 @@ What is not the main text (menus, footers, comments) is left out by trafilatura;
 
 from __future__ import annotations
 
+import codecs
 import logging
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -22,6 +24,8 @@ from rlplatform.datafiles import DataError
 _FACTS = ("title", "author", "date", "sitename", "description", "categories", "tags", "license", "language")
 _HTML = ("text/html", "application/xhtml+xml")
 _DECODED = ("", "identity", "gzip", "x-gzip", "deflate")  # content encodings that warcio undoes
+_DECLARED = re.compile(rb"""<meta[^>]{0,200}?charset\s*=\s*["']?\s*([A-Za-z0-9_.:-]+)""", re.IGNORECASE)
+_AS_BROWSERS_READ = dict.fromkeys(("iso-8859-1", "iso8859-1", "latin1", "ascii", "us-ascii"), "windows-1252")
 _WITH_CONTENT = ("response", "resource", "conversion")
 
 
@@ -37,26 +41,34 @@ def html_item(data: bytes, place: str, settings: Mapping[str, Any], *, charset: 
     from trafilatura import bare_extraction
 
     logging.getLogger("trafilatura").setLevel(logging.CRITICAL)  # what it could not use is an item's reason here
+    content, encoding = decoded(data, charset)
     options = {"include_comments": False, "with_metadata": True, **settings}
     try:
-        page = bare_extraction(_decoded(data, charset), **options)
+        page = bare_extraction(content, **options)
     except TypeError as wrong:  # a setting it does not have
         raise ConfigError(f"html: expected keyword arguments of trafilatura.bare_extraction: {wrong}") from wrong
     text = page.text.strip() if page is not None and page.text else ""
     if page is None or not text:
         return Item(place, reason="no main text", detail=f"{len(data)} bytes of HTML", **rest)
-    facts = {name: value for name in _FACTS if (value := getattr(page, name, None))}
+    facts = {name: value for name in _FACTS if (value := getattr(page, name, None))} | {"encoding": encoding}
     return Item(place, text, **{**rest, "meta": {**rest.get("meta", {}), **facts}})
 
 
-def _decoded(data: bytes, charset: str) -> bytes | str:
-    """By the charset of the HTTP header where that holds; else trafilatura finds out."""
-    if charset:
+def decoded(data: bytes, charset: str) -> tuple[bytes | str, str]:
+    """(the page, its encoding): UTF-8 where all bytes are, for other text is that by no accident; else what the HTTP
+    header says, then what the page declares. Where none holds, the bytes and ``guessed``: trafilatura guesses, and does
+    not look at declarations.
+    """
+    declared = _DECLARED.search(data[:4096])
+    names = [charset, declared[1].decode("ascii") if declared else ""]
+    seven_bits = [name for name in names if name.lower().startswith(("iso-2022", "hz"))]  # they look like ASCII
+    for name in (*seven_bits, "utf-8-sig" if data.startswith(codecs.BOM_UTF8) else "utf-8", *names):
+        name = _AS_BROWSERS_READ.get(name.lower(), name)
         try:
-            return data.decode(charset)
+            return data.decode(name), name.lower()
         except (LookupError, UnicodeDecodeError):
-            pass
-    return data
+            continue
+    return data, "guessed"
 
 
 # --- web archives ---------------------------------------------------------------------------------------------------
@@ -87,13 +99,14 @@ def read_warc(path: Path, source: SourceConfig) -> Iterator[Found]:
 class _Whole:
     """A stream whose early end is a DataError: the library takes an EOFError for the end of the file."""
 
-    def __init__(self, stream: IO[bytes], path: Path) -> None:
+    def __init__(self, stream: Any, path: Path) -> None:
         self._stream, self._path = stream, path
         self.tell = stream.tell
 
     def read(self, size: int = -1) -> bytes:
+        """At most ``size`` bytes, what one step of decompression gives: all records before a cut are read."""
         try:
-            return self._stream.read(size)
+            return self._stream.read1(size)
         except EOFError as cut:
             raise DataError(f"{self._path}: compressed data are cut: {cut}") from cut
 
