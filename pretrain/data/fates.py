@@ -23,7 +23,8 @@ CHANGES_SCHEMA = pa.schema(
         pa.field("step", pa.string(), nullable=False),
         pa.field("start", pa.int64(), nullable=False),  # characters of the text that the step saw
         pa.field("end", pa.int64(), nullable=False),
-        pa.field("removed", pa.string()),  # what stood there; null for personal data
+        pa.field("removed", pa.string(), nullable=False),  # what stood there; "" where it is a secret
+        pa.field("secret", pa.bool_(), nullable=False),  # personal data, which no record repeats
         pa.field("put", pa.string(), nullable=False),
         pa.field("reason", pa.string(), nullable=False),
         pa.field("detail", pa.string(), nullable=False),
@@ -67,8 +68,8 @@ def changes(row: Row, fate: Fate) -> list[Row]:
     text, found = row["text"], []
     for step, edits in fate.edits:
         for edit in edits:
-            removed = None if edit.secret else text[edit.start : edit.end]
-            shown = {name: getattr(edit, name) for name in ("start", "end", "put", "reason", "detail")}
+            removed = "" if edit.secret else text[edit.start : edit.end]
+            shown = {name: getattr(edit, name) for name in ("start", "end", "secret", "put", "reason", "detail")}
             found.append({"id": row["id"], "step": step, "removed": removed, **shown})
         text = edit_text(text, edits)
     return found

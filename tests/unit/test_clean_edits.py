@@ -116,8 +116,9 @@ def test_a_fate_goes_through_its_file_and_its_changes_undo_it() -> None:
     found = changes(row, fate)
     assert [(c["step"], c["removed"], c["put"]) for c in found] == [
         ("menu", "menu. ", ""),
-        ("privacy", None, "[EMAIL]"),
+        ("privacy", "", "[EMAIL]"),
     ]
+    assert [change["secret"] for change in found] == [False, True]
     assert "bob@x.org" not in json.dumps(found)
     before_privacy = undo(current(row, fate)["text"], fate.edits[1][1], ["bob@x.org"])
     assert undo(before_privacy, fate.edits[0][1], ["menu. "]) == row["text"]
