@@ -107,7 +107,7 @@ def _fates_file(folder: Path, index: int) -> Path:
 
 
 def _batches(path: str, before: Path | None, index: int, batch_rows: int) -> Iterator[tuple[list[Row], list[Fate]]]:
-    lines = _fates_file(before, index).read_text(encoding="utf-8").splitlines() if before else []
+    lines = _fates_file(before, index).read_text(encoding="utf-8").split("\n") if before else []
     at = 0
     for rows in read_batches(path, batch_rows):
         fates = [Fate.from_json(line) for line in lines[at : at + len(rows)]] if before else [UNTOUCHED] * len(rows)

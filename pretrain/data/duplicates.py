@@ -117,7 +117,10 @@ class Components:
 
     def roots(self) -> Units:
         """[num] the first unit of each unit's component."""
-        return np.array([self.root(unit) for unit in range(len(self.parents))], np.int64)
+        roots = self.parents
+        while np.any(roots != (above := roots[roots])):
+            roots = above
+        return roots
 
 
 def verified(
@@ -140,20 +143,27 @@ def verified(
     edges: list[tuple[int, int]] = []
     cut_short = 0
     for bucket in grouped:
-        members = bucket.tolist()
-        for place, unit in enumerate(members):
+        groups: dict[int, list[int]] = {}  # root -> the bucket's units so far that are connected to it
+        for unit in bucket.tolist():
             compared = 0
-            for other in reversed(members[:place]):
-                a, b = root(other), root(unit)
-                if a == b:
+            for name in reversed(list(groups)):
+                own = root(unit)
+                if name == own or name not in groups:  # connected before, or merged by a match of this unit
                     continue
-                if compared == near.max_compare:
+                tried = groups[name][: compared - near.max_compare - 1 : -1]  # the nearest first
+                alike = (other for other in tried if similarity(other, unit, near.threshold) >= near.threshold)
+                match = next(alike, None)
+                if match is not None:
+                    compared += tried.index(match) + 1
+                    edges.append((match, unit))
+                    parents[max(own, name)] = min(own, name)
+                    groups[min(own, name)] = sorted(groups.pop(name) + groups.pop(own, []))
+                    continue
+                compared += len(tried)
+                if len(tried) < len(groups[name]):
                     cut_short += 1
                     break
-                compared += 1
-                if similarity(other, unit, near.threshold) >= near.threshold:
-                    parents[max(a, b)] = min(a, b)
-                    edges.append((other, unit))
+            groups.setdefault(root(unit), []).append(unit)
     return edges, cut_short
 
 

@@ -51,7 +51,7 @@ def rows(num: int = 24) -> list[dict[str, Any]]:
             words = found[k - 1]["text"].split("\n")[0] + (" tail" if k % 8 == 1 else "")
         text = words + ("\n\nAll rights of this site are reserved." if k % 3 == 0 else "")
         text = found[12]["text"].upper() if k == 13 else text
-        text += f"\n\n{ITEM.text.title()}. Mail me{k}@x.org." if k in (5, 10, 20) else ""
+        text += f"\n\n{ITEM.text.title()}. Words stand between them. Mail me{k}@x.org." if k in (5, 10, 20) else ""
         found.append({**document("s", str(k), f"s:{k}", text), "labels": [label("language", "en", "by hand", 0.9)]})
     return found
 
@@ -113,14 +113,16 @@ def test_a_recipe_goes_on_where_it_stopped(tmp_path: Path) -> None:
     )
     with pytest.raises(RuntimeError, match=r"documents-00003.parquet, document 's/[0-9a-f]+': not repaired yet"):
         run_config(config)
-    first = {path.name.partition("-1")[0] for path in calls.iterdir()}
     assert not list((tmp_path / "runs").rglob("documents-*.parquet"))
-    before = len(list(calls.iterdir()))
+    marks = (tmp_path / "runs" / "clean" / "work" / "pass-01" / ".finished").glob("*.json")
+    finished = sorted(int(mark.stem) for mark in marks)
+    assert finished
+    assert 3 not in finished
     (calls / "repaired").touch()
     run_config(config)
-    again = len(list(calls.iterdir())) - before - 1
-    assert first
-    assert before + again == len(shards)  # each shard went through `mine` once
+    called = [path.name.split("-")[1] for path in calls.glob("s-*")]  # the first row of each batch
+    assert [called.count(str(5 * index)) for index in finished] == [1] * len(finished)
+    assert {str(5 * index) for index in range(len(shards))} <= set(called)
     folder = tmp_path / "runs" / "clean"
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["documents"] == 24

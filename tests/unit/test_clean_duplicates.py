@@ -177,6 +177,39 @@ def test_a_bucket_of_equal_units_costs_one_comparison_a_unit() -> None:
     assert cut_short == 0
 
 
+def test_a_match_may_connect_groups_of_the_bucket_that_is_being_looked_at() -> None:
+    """Unit 9 is of group 5 before the last bucket; it matches unit 8 of group 3, which that bucket meets later."""
+    like = {(5, 9), (3, 8), (8, 9)}
+    grouped = [np.array([5, 9]), np.array([3, 8]), np.array([5, 8, 9])]
+    edges, _ = verified(grouped, lambda a, b, threshold: float((a, b) in like), Near())
+    assert edges == [(5, 9), (3, 8), (8, 9)]
+
+
+BUCKETS = st.lists(st.lists(st.integers(0, 9), min_size=2, max_size=8, unique=True), max_size=6)
+
+
+@settings(max_examples=300, deadline=None)
+@given(BUCKETS, st.sets(st.integers(0, 99), min_size=10))
+def test_components_over_buckets_are_those_of_all_pairs(bins: list[list[int]], alike: set[int]) -> None:
+    """Independent reference: every pair of every bucket that is alike, in a graph."""
+
+    def similarity(a: int, b: int, threshold: float) -> float:
+        return float(10 * min(a, b) + max(a, b) in alike)
+
+    grouped = [np.array(sorted(bucket)) for bucket in bins]
+    edges, cut_short = verified(grouped, similarity, Near())
+    graph, found = nx.Graph(), nx.Graph()
+    for one in (graph, found):
+        one.add_nodes_from(range(10))
+    pairs = {(int(a), int(b)) for bucket in grouped for a, b in combinations(bucket, 2)}
+    graph.add_edges_from((a, b) for a, b in pairs if similarity(a, b, 1.0))
+    found.add_edges_from(edges)
+    assert set(edges) <= {(a, b) for a, b in pairs if similarity(a, b, 1.0)}
+    assert sorted(map(sorted, nx.connected_components(found))) == sorted(map(sorted, nx.connected_components(graph)))
+    assert len(edges) == 10 - nx.number_connected_components(graph)  # a forest: no comparison that says nothing new
+    assert cut_short == 0
+
+
 def test_a_bucket_of_units_that_are_not_alike_is_bounded_and_counted() -> None:
     compared = []
 

@@ -291,6 +291,14 @@ def test_an_error_names_shard_document_and_step(tmp_path: Path, serial: None) ->
     assert "expected a label 'language', there are none" in str(raised.value)
 
 
+def test_separators_of_lines_in_a_detail_do_not_move_other_documents(tmp_path: Path, serial: None) -> None:
+    texts = ["a\u2028\x85\x0bpoem", "kept", "a\u2029poem too"]
+    run(texts, tmp_path, 3, {"mine": {"function": f"{OWN}:no_poems"}, "same": {"function": "exact_duplicates"}})
+    found = outcome(tmp_path / "out")
+    assert [row["text"] for row in found["kept"]] == ["kept"]
+    assert [row["detail"] for row in found["dropped"]] == [texts[0][:9], texts[2][:9]]
+
+
 def test_nothing_that_was_lost_goes_unnoticed(tmp_path: Path, serial: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cleaning.Write, "__call__", lambda self, index, task: {"kept": 1, "dropped": 0, "changes": 0})
     with pytest.raises(RuntimeError, match="documents were lost"):
