@@ -188,7 +188,7 @@ def sankey(flow: Flow, path: Path) -> None:
         _draw_step(axes, step, top, row, whole)
         top -= row
     _draw_end(axes, flow, top, whole)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, bbox_inches="tight", pad_inches=0.15)  # names and reasons may be long
     plt.close(figure)
 
 
