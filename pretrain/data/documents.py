@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,7 +139,7 @@ class ReadTask:
         return dict(counts) | {"parts": kept.num_parts, "dropped parts": dropped.num_parts}
 
 
-def found_in(task: Task) -> Iterator[tuple[str, str, Found]]:
+def found_in(task: Task) -> Generator[tuple[str, str, Found], None, None]:
     """(place of the file within the source, its name for people, item) of everything in a task's files. A file that is
     broken is an item, behind what could be read of it."""
     if task.format == "pdf":

@@ -17,6 +17,7 @@ from typing import Any
 from rewards.judge_cache import ReplyCache, key_of
 from rewards.judge_client import send
 from rewards.judge_rules import NoReply, Reply
+from rewards.response import CLOSE, OPEN
 from rlplatform.config.corpus_documents import EndpointConfig, PdfConfig
 
 BLANK = "[blank]"
@@ -97,19 +98,21 @@ class _Model:
             return Reading("", name, f"{self.step} {reply.status}", reply.detail)
         if not reply.complete:
             return Reading("", name, f"{self.step} cut", f"no end within {self.config.max_tokens} tokens")
-        text = unfenced(reply.text)
+        text = unfenced(without_thought(reply.text))
         if not text:
             return Reading("", name, f"{self.step} empty", "the reply holds no text")
         return Reading(text, name)
 
     async def _reply(self, content: str | list[dict[str, Any]]) -> Reply | NoReply:
         endpoint = self.config.endpoint()
-        body = {
+        body: dict[str, Any] = {
             "model": endpoint.model,
             "messages": [{"role": "user", "content": content}],
             "temperature": self.config.temperature,
             "max_tokens": self.config.max_tokens,
         }
+        if endpoint.extra_body:
+            body["extra_body"] = dict(endpoint.extra_body)
         if not endpoint.cache:
             return await send(endpoint, body)
         cache, key = ReplyCache(endpoint.cache), key_of({"base_url": endpoint.base_url, "body": body})
@@ -120,6 +123,13 @@ class _Model:
         if isinstance(reply, Reply) and reply.complete and reply.text.strip():
             cache.put(key, reply)
         return reply
+
+
+def without_thought(text: str) -> str:
+    """What follows the thought of a reply that begins with one; nothing where it does not end. A page that speaks of
+    think tags further down keeps them.
+    """
+    return text.partition(CLOSE)[2] if text.lstrip().startswith(OPEN) else text
 
 
 def unfenced(text: str) -> str:

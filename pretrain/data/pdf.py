@@ -36,7 +36,7 @@ from rlplatform.datafiles import DataError
 
 PDFIUM, PYPDF = "pdfium", "pypdf"
 NO_TEXT, UNREADABLE, HEAVY = "no text layer", "unreadable text", "heavy layout"
-_WINDOW = 32  # files whose pages are asked for together
+_FILES, _IMAGES = 32, 128  # files and page images, whichever is first, whose pages are asked for together
 _RIGHT_TO_LEFT = ("R", "AL")
 _HYPHEN = "\x02"  # what pdfium writes for a hyphen at the end of a line, in place of both
 
@@ -190,20 +190,35 @@ def _png(page: Any, dpi: int) -> bytes:
 def read_pdfs(paths: Sequence[Path], source: SourceConfig) -> Iterator[tuple[Path, Found]]:
     """(file, item) of PDF files: a document a file or a page, and how many pages were read how.
 
-    Pages of up to ``_WINDOW`` files are asked for together, so that an endpoint is kept busy; the order stays.
+    Pages of several files are asked for together, so that an endpoint is kept busy; the order stays.
     """
-    size = _WINDOW if source.pdf.vision else 1
-    for start in range(0, len(paths), size):
-        window = [(path, _read(path, source.pdf)) for path in paths[start : start + size]]
-        pages = [page for _, (found, _) in window if isinstance(found, list) for page in found]
+    for window in _windows(paths, source.pdf):
+        pages = [page for _, found, _ in window if isinstance(found, list) for page in found]
         readings = iter(_ask(pages, source.pdf))
-        for path, (found, facts) in window:
+        for path, found, facts in window:
             if isinstance(found, Item):
                 yield path, found
                 continue
             read = [next(readings) for _ in found]
             for item in _documents(read, facts, source.pdf.unit):
                 yield path, item
+
+
+Opened = tuple[Path, list[Page] | Item, dict[str, str]]  # file, its pages or what is wrong with it, what it says
+
+
+def _windows(paths: Sequence[Path], config: PdfConfig) -> Iterator[list[Opened]]:
+    window: list[Opened] = []
+    images = 0
+    for path in paths:
+        found, facts = _read(path, config)
+        window.append((path, found, facts))
+        images += sum(bool(page.image) for page in found) if isinstance(found, list) else 0
+        if not config.vision or images >= _IMAGES or len(window) == _FILES:
+            yield window
+            window, images = [], 0
+    if window:
+        yield window
 
 
 def _read(path: Path, config: PdfConfig) -> tuple[list[Page] | Item, dict[str, str]]:

@@ -16,18 +16,17 @@ import json
 import logging
 import os
 import pickle
+import threading
 import traceback
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pretrain.data.document import (
     DOCUMENTS,
-    DROPPED,
-    DROPPED_SCHEMA,
     Row,
     ShardWriter,
     read_batches,
@@ -36,14 +35,13 @@ from pretrain.data.document import (
 from rlplatform.config import ConfigError
 from rlplatform.datafiles import DataError
 from rlplatform.runs import write_atomically
-from rlplatform.stages.records import Decision
 
 Counts = dict[str, int]  # what a shard's work counted; "" is never a key
 Process = Callable[[int, Any], Counts]  # (index, task) -> counts; writes its own output, atomically
 Function = Callable[[list[Row]], list[Row]]  # same rows in the same order, with more labels
-Filter = Callable[[list[Row]], Sequence[Decision]]  # one decision a row
 Progress = Callable[[int, int], None]  # (shards finished, shards in all)
 
+_LOG = logging.getLogger(__name__)
 FINISHED = ".finished"  # folder of marks
 ERRORS: Mapping[str, type[Exception]] = {
     "DataError": DataError,
@@ -81,6 +79,7 @@ def run_tasks(
     workers: Workers = Workers(),
     progress: Progress | None = None,
     check: Callable[[Counts], None] | None = None,
+    quiet_s: float = 600.0,
 ) -> list[Counts]:
     """``process(index, task)`` for every task that has no mark of ``key`` yet; the counts of all, in the tasks' order.
 
@@ -88,6 +87,7 @@ def run_tasks(
         process: writes into ``folder`` what it makes, whole or not at all; its name may depend on the index alone.
         key: what the output follows from beside the task (settings, versions); another key is other work.
         check: is given the sum of all counts when a task ends, and raises to stop.
+        quiet_s: seconds without a finished task after which a warning says what is waited for, again and again.
 
     Raises:
         DataError, ConfigError: a task raised one.
@@ -107,18 +107,44 @@ def run_tasks(
     open_tasks = [index for index in range(len(tasks)) if index not in counts]
     if progress is not None:
         progress(len(counts), len(tasks))
-    for row in _on_ray(process, [(index, tasks[index]) for index in open_tasks], workers):
-        index = int(row["index"])
-        if row["error"]:
-            raise ERRORS.get(row["kind"], RuntimeError)(row["error"])
-        counts[index] = json.loads(row["counts"])
-        mark = {"key": keys[index], "counts": counts[index]}
-        write_atomically(folder / FINISHED / f"{index:05d}.json", json.dumps(mark))
-        if progress is not None:
-            progress(len(counts), len(tasks))
-        if check is not None:
-            check(total(list(counts.values())))
+    with _watch(lambda: [index for index in open_tasks if index not in counts], tasks, quiet_s) as tick:
+        for row in _on_ray(process, [(index, tasks[index]) for index in open_tasks], workers):
+            index = int(row["index"])
+            if row["error"]:
+                raise ERRORS.get(row["kind"], RuntimeError)(row["error"])
+            counts[index] = json.loads(row["counts"])
+            mark = {"key": keys[index], "counts": counts[index]}
+            write_atomically(folder / FINISHED / f"{index:05d}.json", json.dumps(mark))
+            tick()
+            if progress is not None:
+                progress(len(counts), len(tasks))
+            if check is not None:
+                check(total(list(counts.values())))
     return [counts[index] for index in range(len(tasks))]
+
+
+@contextmanager
+def _watch(left: Callable[[], list[int]], tasks: Sequence[Any], quiet_s: float) -> Iterator[Callable[[], None]]:
+    """Logs what is waited for whenever ``quiet_s`` passed without a call of what it gives."""
+    news, over = threading.Event(), threading.Event()
+
+    def look() -> None:
+        while not over.is_set():
+            if news.wait(quiet_s):
+                news.clear()
+            else:
+                waiting = left()
+                shown = f"{tasks[waiting[0]]!r:.300}" if waiting else "none"
+                _LOG.warning("nothing finished for %.0f s; %d to go, the first is %s", quiet_s, len(waiting), shown)
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield news.set
+    finally:
+        over.set()
+        news.set()
+        thread.join()
 
 
 def is_finished(tasks: Sequence[Any], folder: Path, *, key: str) -> bool:
@@ -139,7 +165,9 @@ def _read_mark(folder: Path, index: int) -> dict[str, Any] | None:
     return mark
 
 
-def _on_ray(process: Process | Stateful, tasks: Sequence[tuple[int, Any]], workers: Workers) -> Any:
+def _on_ray(
+    process: Process | Stateful, tasks: Sequence[tuple[int, Any]], workers: Workers
+) -> Iterator[dict[str, Any]]:
     """The answer of every task as soon as it is there."""
     if not tasks:
         return iter(())
@@ -149,15 +177,17 @@ def _on_ray(process: Process | Stateful, tasks: Sequence[tuple[int, Any]], worke
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
     items = [{"index": index, "task": pickle.dumps(task)} for index, task in tasks]
-    dataset = ray.data.from_items(items, override_num_blocks=len(items))
+    dataset: Any = ray.data.from_items(items, override_num_blocks=len(items))
     resources: dict[str, Any] = {"num_cpus": workers.cpus, "num_gpus": workers.gpus}
     if workers.memory_gib:
         resources["memory"] = int(workers.memory_gib * 2**30)
     if isinstance(process, Stateful):
         pool = ActorPoolStrategy(min_size=workers.num_workers or 1, max_size=workers.num_workers or len(items))
-        return dataset.map(_Actor, fn_constructor_args=(process,), compute=pool, **resources).iter_rows()
-    compute = TaskPoolStrategy(workers.num_workers or None)
-    return dataset.map(_answer, fn_args=(process,), compute=compute, **resources).iter_rows()
+        answers = dataset.map(_Actor, fn_constructor_args=(process,), compute=pool, **resources)
+    else:
+        tasks_at_once = TaskPoolStrategy(workers.num_workers or None)
+        answers = dataset.map(_answer, fn_args=(process,), compute=tasks_at_once, **resources)
+    return iter(answers.iter_rows())
 
 
 class _Actor:
@@ -246,67 +276,6 @@ def _check_same(asked: Sequence[Row], answered: Sequence[Row]) -> None:
             f"the function must answer the {len(given)} documents it was given in their order; it answered {len(got)} "
             f"and differs from document {at} on"
         )
-
-
-def filter_shards(
-    steps: Mapping[str, Filter],
-    shards: Sequence[Path],
-    folder: Path,
-    *,
-    key: str,
-    batch_rows: int = 1024,
-    workers: Workers = Workers(),
-    progress: Progress | None = None,
-) -> list[Counts]:
-    """Every shard through named filters; each sees what those before it kept. Kept and dropped rows have shards of the
-    input's number; the counts are ``documents`` (in), ``kept``, and ``STEP: REASON`` of the dropped.
-
-    Raises:
-        DataError: a row that is no document, or a step that does not answer one decision a row.
-    """
-    process = _Filters(dict(steps), folder, batch_rows)
-    return run_tasks(process, fingerprints(shards), folder, key=key, workers=workers, progress=progress)
-
-
-@dataclass(frozen=True)
-class _Filters:
-    steps: Mapping[str, Filter]
-    folder: Path
-    batch_rows: int
-
-    def __call__(self, index: int, task: tuple[str, int, int]) -> Counts:
-        counts: Counter[str] = Counter({DOCUMENTS: 0, "kept": 0})
-        path = task[0]
-        with (
-            ShardWriter(self.folder / shard_name(index)) as kept_writer,
-            ShardWriter(self.folder / shard_name(index, DROPPED), DROPPED_SCHEMA) as dropped_writer,
-        ):
-            for rows in read_batches(path, self.batch_rows):
-                kept, dropped = checked(partial(split, self.steps), rows, path)
-                kept_writer.write(kept)
-                dropped_writer.write(dropped)
-                counts.update({DOCUMENTS: len(rows), "kept": len(kept)})
-                counts.update(f"{row['step']}: {row['reason']}" for row in dropped)
-        return dict(counts)
-
-
-def split(steps: Mapping[str, Filter], rows: list[Row]) -> tuple[list[Row], list[Row]]:
-    """(kept, dropped) in the rows' order; a dropped row has ``step``, ``reason`` and ``detail``.
-
-    Raises:
-        DataError: a step that does not answer one decision a row.
-    """
-    ends: dict[int, dict[str, str]] = {}
-    for name, function in steps.items():
-        left = [k for k in range(len(rows)) if k not in ends]
-        decisions = list(function([rows[k] for k in left]))
-        if len(decisions) != len(left):
-            raise DataError(f"step {name!r}: expected {len(left)} decisions, one a document, got {len(decisions)}")
-        for k, decision in zip(left, decisions, strict=True):
-            if not decision.kept:
-                ends[k] = {"step": name, "reason": decision.reason, "detail": decision.detail}
-    kept = [row for k, row in enumerate(rows) if k not in ends]
-    return kept, [{**rows[k], **ends[k]} for k in sorted(ends)]
 
 
 def checked(function: Callable[[list[Row]], Any], rows: list[Row], path: str | Path) -> Any:

@@ -45,7 +45,7 @@ def _open(path: Path) -> IO[bytes]:
     if path.suffix == ".gz":
         return cast("IO[bytes]", gzip.open(path, "rb"))
     if path.suffix == ".zst":
-        options = {zstd.DecompressionParameter.window_log_max: _WINDOW_LOG}
+        options: dict[int, int] = {zstd.DecompressionParameter.window_log_max: _WINDOW_LOG}
         return cast("IO[bytes]", zstd.open(path, "rb", options=options))
     if path.suffix == ".bz2":
         return cast("IO[bytes]", bz2.open(path, "rb"))

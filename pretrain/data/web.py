@@ -44,7 +44,7 @@ def html_item(data: bytes, place: str, settings: Mapping[str, Any], *, charset: 
     content, encoding = decoded(data, charset)
     options = {"include_comments": False, "with_metadata": True, **settings}
     try:
-        page = bare_extraction(content, **options)
+        page: Any = bare_extraction(content, **options)
     except TypeError as wrong:  # a setting it does not have
         raise ConfigError(f"html: expected keyword arguments of trafilatura.bare_extraction: {wrong}") from wrong
     text = page.text.strip() if page is not None and page.text else ""

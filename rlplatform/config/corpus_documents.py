@@ -43,6 +43,7 @@ class EndpointConfig(TrackedReads):
     max_tokens: int = 4096  # of a reply; one that is cut there is a failure
     temperature: float = 0.0  # of the reply
     prompt: str = ""  # "" = the built-in one (pretrain/data/page_models.py)
+    extra_body: dict[str, Any] = field(default_factory=dict)  # e.g. {chat_template_kwargs: {enable_thinking: false}}
 
     def __bool__(self) -> bool:
         return bool(self.base_url)
@@ -60,7 +61,9 @@ class EndpointConfig(TrackedReads):
             raise ConfigError(str(error).replace("judge:", f"{name}:", 1)) from error
 
     def endpoint(self) -> Endpoint:
-        return Endpoint(self.base_url, self.model, self.api_key_env, self.timeout_s, self.max_retries, self.cache)
+        return Endpoint(
+            self.base_url, self.model, self.api_key_env, self.timeout_s, self.max_retries, self.cache, self.extra_body
+        )
 
 
 @dataclass(frozen=True)

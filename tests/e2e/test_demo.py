@@ -87,6 +87,8 @@ NOT_IN_THIS_RUN = {
     "FilterConfig": "another kind of run; see tests/unit/test_data_stages.py",
     "FusionConfig": "another kind of run; see tests/unit/test_data_stages.py",
     "PreferenceConfig": "another kind of run; see tests/integration/test_preference.py",
+    "DocumentsConfig": "another kind of run; see tests/integration/test_corpus_stage.py",
+    "WorkersConfig": "only in data stages; see tests/integration/test_corpus_stage.py",
     "RecipeConfig.kind": "decided before the dataclass exists",
     "LoraConfig.alpha": "only with adapters; see test_lora.py and test_rl_runs.py",
     "LoraConfig.dropout": "only with adapters",

@@ -6,22 +6,36 @@ import json
 import logging
 import os
 import signal
+import subprocess
+import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
+import yaml
 
 from pretrain.data.document import DROPPED, document, label, read_documents, shards_of, write_shards
 from pretrain.data.documents import make_documents
-from pretrain.data.shards import Stateful, Workers, filter_shards, map_shards
-from rlplatform.config import ConfigError, DocumentsConfig, SourceConfig, WorkersConfig
+from pretrain.data.shards import Stateful, Workers, map_shards, run_tasks
+from rlplatform.config import (
+    ConfigError,
+    DocumentsConfig,
+    EndpointConfig,
+    PdfConfig,
+    ResponsesConfig,
+    SourceConfig,
+    WorkersConfig,
+)
 from rlplatform.configfile import build, load
 from rlplatform.datafiles import DataError
 from rlplatform.pipeline import run_config
-from rlplatform.stages.records import KEEP, Decision
+from rlplatform.plan import FINISHED, STARTS_OVER, plan_recipe
+from rlplatform.reads import ENV, reads
 from tests.unit.page_reader import PageReader, Served, scanned_pdf
 
 ROOT = Path(__file__).parents[2]
@@ -129,6 +143,18 @@ def test_a_worker_that_is_killed_loses_and_doubles_nothing(shards: list[Path], t
     assert not list((tmp_path / "out").glob(".*.tmp"))
 
 
+def test_a_function_that_does_not_end_is_named(
+    shards: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def wait(index: int, task: Any) -> dict[str, int]:
+        time.sleep(2.0 if task == "the slow one" else 0.0)
+        return {}
+
+    run_tasks(wait, ["quick", "the slow one"], tmp_path, key="k", quiet_s=0.3)
+    said = [record.getMessage() for record in caplog.records if record.name == "pretrain.data.shards"]
+    assert any("1 to go, the first is 'the slow one'" in line for line in said)
+
+
 def test_another_error_comes_with_its_traceback(shards: list[Path], tmp_path: Path) -> None:
     def function(rows: list[Row]) -> list[Row]:
         return [{**row, "labels": [1 // (int(row["text"]) - 7)]} for row in rows]
@@ -136,18 +162,6 @@ def test_another_error_comes_with_its_traceback(shards: list[Path], tmp_path: Pa
     with pytest.raises(RuntimeError, match=r"(?s)shard \d: .*ZeroDivisionError.*test_corpus_stage\.py") as caught:
         map_shards(function, shards[1:2], tmp_path / "out", key="k")
     assert f"document {document('s', '7', '', '')['id']!r}" in str(caught.value)
-
-
-def test_filters_over_shards(shards: list[Path], tmp_path: Path) -> None:
-    def odd(rows: list[Row]) -> list[Decision]:
-        return [Decision("odd", row["text"]) if int(row["text"]) % 2 else KEEP for row in rows]
-
-    counts = filter_shards({"parity": odd}, shards, tmp_path / "out", key="k", batch_rows=3)
-    assert counts[0] == {"documents": 5, "kept": 3, "parity: odd": 2}
-    kept = [row["text"] for row in read_documents(tmp_path / "out")]
-    dropped = [row["text"] for row in read_documents(tmp_path / "out", DROPPED)]
-    assert kept == [str(i) for i in range(0, 27, 2)]
-    assert dropped == [str(i) for i in range(1, 27, 2)]
 
 
 # --- the documents stage --------------------------------------------------------------------------------------------
@@ -279,6 +293,135 @@ def test_settings_that_a_reader_refuses_come_back_as_such(tmp_path: Path) -> Non
     with pytest.raises(ConfigError, match="html: expected keyword arguments") as caught:
         make_documents(config(tmp_path, "run", sources={"s": source}, max_errors=9))
     assert not isinstance(caught.value, DataError)
+
+
+def test_a_recipe_feeds_one_stage_with_another(tmp_path: Path) -> None:
+    def recipe(text: str) -> Any:
+        prompts = {"kind": "dataset", "function": "pretrain.data.synthetic:prompts", "args": {"num": {"textbook": 3}}}
+        source = {"path": ["stage:prompts/train.jsonl", str(extra)], "text": [text]}
+        documents = {"kind": "documents", "sources": {"prompts": source}}
+        stages = {"prompts": prompts, "documents": documents}
+        return build({"kind": "recipe", "name": "r", "run_dir": str(tmp_path / "run"), "stages": stages}, where="test")
+
+    extra = tmp_path / "extra.jsonl"
+    extra.write_text('{"prompt": "written by hand", "id": "x"}\n')
+    run_config(recipe("prompt"))
+    rows = list(read_documents(tmp_path / "run" / "documents"))
+    assert [row["text"][:13] for row in rows] == ["Write a secti"] * 3 + ["written by ha"]
+    assert json.loads(rows[0]["meta"])["id"] == "textbook-1"
+    assert [row.state for row in plan_recipe(recipe("prompt")).values()] == [FINISHED, FINISHED]
+    assert [row.state for row in plan_recipe(recipe("id")).values()] == [FINISHED, STARTS_OVER]
+    extra.write_text('{"prompt": "another", "id": "x"}\n')  # a file of the corpus that no stage made
+    assert [row.state for row in plan_recipe(recipe("prompt")).values()] == [FINISHED, STARTS_OVER]
+
+
+def leaves(*classes: type) -> set[str]:
+    """Keys that hold values, not sections."""
+    return {
+        f"{cls.__name__}.{entry.name}"
+        for cls in classes
+        for entry in fields(cls)
+        if entry.name not in ("kind", "workers", "pdf", "responses", "vision", "refine", "sources")
+    }
+
+
+def test_every_format_in_one_run_and_every_key_is_read(tmp_path: Path) -> None:
+    """`rlplatform run` as a user starts it, with a page reader and what a sample stage left."""
+    tracked, data = tmp_path / "reads", tmp_path / "data"
+    tracked.mkdir()
+    (data / "hub").mkdir(parents=True)
+    (data / "a.jsonl").write_text('{"text": "from a row"}\n')
+    (data / "a.html").write_bytes((ROOT / "examples" / "corpus" / "page.html").read_bytes())
+    (data / "a.pdf").write_bytes(scanned_pdf([70]))
+    write_shards([document("s", "0", "w", "from a hub dataset")], data / "hub", 1, "train")
+    write_sample_stage(data / "generate", [{"form": "textbook", "response": "Light bends."}])
+    write_sample_stage(data / "solve", [])
+    reader = PageReader()
+    with Served(reader) as url:
+        model = {"base_url": url, "max_retries": 0}
+        sources = {
+            "rows": {"path": [f"{data}/a.jsonl"]},
+            "page": {"path": [f"{data}/a.html"]},
+            "pdf": {
+                "path": [f"{data}/a.pdf"],
+                "pdf": {"vision": {**model, "model": "vision"}, "refine": {**model, "model": "refine"}},
+            },
+            "hub": {"path": [f"{data}/hub"], "format": "hub"},
+            "written": {
+                "path": [f"{data}/generate/responses.jsonl"],
+                "format": "responses",
+                "responses": {"solutions": f"{data}/solve/responses.jsonl"},
+            },
+        }
+        raw = {"kind": "documents", "name": "all", "run_dir": str(tmp_path / "run"), "sources": sources}
+        (tmp_path / "all.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
+        done = subprocess.run(
+            [sys.executable, "-m", "rlplatform", "run", str(tmp_path / "all.yaml")],
+            cwd=ROOT,
+            env={**os.environ, ENV: str(tracked)},
+            capture_output=True,
+            text=True,
+            timeout=500,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert [(row["source"], row["text"][:15]) for row in read_documents(tmp_path / "run")] == [
+        ("rows", "from a row"),
+        ("page", "How bread rises"),
+        ("pdf", "PAGE OF GREY 70"),
+        ("hub", "from a hub data"),
+        ("written", "Light bends."),
+    ]
+    wanted = leaves(DocumentsConfig, SourceConfig, PdfConfig, EndpointConfig, ResponsesConfig, WorkersConfig)
+    assert wanted - reads(tracked) == {"DocumentsConfig.seed"}  # nothing is drawn at random
+
+
+def test_a_run_that_is_killed_goes_on_where_it_was(tmp_path: Path) -> None:
+    """kill -9 of the driver with half of the sources read: what is finished is not asked again, the end is the same."""
+    levels = {f"s{k}": [20 * k + 10, 20 * k + 20] for k in range(5)}
+    for name, pages in levels.items():
+        (tmp_path / f"{name}.pdf").write_bytes(scanned_pdf(pages))
+    reader = PageReader()
+    with Served(reader) as url:
+        pdf = {"vision": {"base_url": url, "model": "vision", "concurrency": 1}}
+        sources = {name: {"path": [str(tmp_path / f"{name}.pdf")], "pdf": pdf} for name in levels}
+        raw = {"kind": "documents", "name": "killed", "workers": {"num_workers": 1}, "sources": sources}
+        for name in ("whole", "run"):
+            text = yaml.safe_dump({**raw, "run_dir": str(tmp_path / name)}, sort_keys=False)
+            (tmp_path / f"{name}.yaml").write_text(text)
+        run_config(load(tmp_path / "whole.yaml"))
+        reader.requests.clear()
+        reader.delay_s = 0.4
+        command = [sys.executable, "-m", "rlplatform", "run", str(tmp_path / "run.yaml")]
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+            end = time.monotonic() + 300
+            while len(list((tmp_path / "run" / ".finished").glob("*.json"))) < 2:
+                assert process.poll() is None
+                assert time.monotonic() < end
+                time.sleep(0.02)
+            process.kill()
+        time.sleep(2.0)  # its workers notice
+        before = marks_of(tmp_path / "run")
+        assert 2 <= len(before) < 5
+        assert not list((tmp_path / "run").glob("documents-*.parquet"))
+        reader.delay_s = 0.0
+        run_config(load(tmp_path / "run.yaml"))
+    assert before.items() <= marks_of(tmp_path / "run").items()
+    assert files(tmp_path / "run") == files(tmp_path / "whole")
+    images = Counter(body["messages"][0]["content"][1]["image_url"]["url"] for body in reader.requests)
+    assert len(images) == 10
+    assert sorted(images.values())[: 2 * len(before)] == [1] * (2 * len(before))
+    assert max(images.values()) <= 2
+
+
+def write_sample_stage(folder: Path, responses: list[Row]) -> None:
+    """The files of a sample stage that a documents stage reads."""
+    settings = {"model": {"path": "m"}, "seed": 0, "num_samples": 1, "sampling": {}, "metric": ""}
+    folder.mkdir()
+    (folder / "config.yaml").write_text(yaml.safe_dump({**settings, "reward": {"functions": {"format": 1.0}}}))
+    base = {"id": "0", "sample": 0, "domain": "optics", "finish": "stop", "status": "ok", "score": 1.0, "detail": ""}
+    (folder / "responses.jsonl").write_text("".join(json.dumps({**base, **row}) + "\n" for row in responses))
+    (folder / "queries.jsonl").write_text(json.dumps({"id": "0"}) + "\n")
 
 
 def test_scanned_pages_are_read_by_models_from_workers(tmp_path: Path) -> None:

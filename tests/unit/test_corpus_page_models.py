@@ -138,13 +138,20 @@ def test_prompts_are_settings(reader: PageReader, url: str) -> None:
     shared = {"base_url": url, "max_retries": 0}
     settings = PdfConfig(
         vision=EndpointConfig(model="vision", prompt="Read this.", **shared),
-        refine=EndpointConfig(model="refine", prompt="Clean: {text} {not a field}", **shared),
+        refine=EndpointConfig(
+            model="refine",
+            prompt="Clean: {text} {not a field}",
+            extra_body={"chat_template_kwargs": {"enable_thinking": False}},
+            **shared,
+        ),
         refine_length=(0.1, 9.0),
     )
     readings([60], settings)
     asked = {body["model"]: body["messages"][0]["content"] for body in reader.requests}
     assert asked["vision"][0] == {"type": "text", "text": "Read this."}
     assert asked["refine"] == "Clean: page of grey 60 {not a field}"
+    assert reader.requests[1]["chat_template_kwargs"] == {"enable_thinking": False}
+    assert "chat_template_kwargs" not in reader.requests[0]
 
 
 def test_the_key_comes_from_the_environment_and_is_not_shown(
@@ -159,6 +166,20 @@ def test_the_key_comes_from_the_environment_and_is_not_shown(
     [bad] = readings([50], settings)
     assert reader.keys == ["Bearer s3cret-key"]
     assert "s3cret" not in json.dumps([bad.detail, repr(settings)])
+
+
+@pytest.mark.parametrize(
+    ("reply", "text", "failure"),
+    [
+        ("<think>\nA page.\n</think>\n\nIts text.", "Its text.", ""),
+        ("The tag <think> opens and </think> closes.", "The tag <think> opens and </think> closes.", ""),
+        ("<think>\nA page that never", "", "vision empty"),
+    ],
+)
+def test_thoughts_are_no_part_of_a_page(reader: PageReader, url: str, reply: str, text: str, failure: str) -> None:
+    reader.replies["vision"] = reply
+    [reading] = readings([50], config(url, refined=False))
+    assert (reading.text, reading.failure) == (text, failure)
 
 
 @pytest.mark.parametrize(

@@ -186,8 +186,8 @@ def served() -> Iterator[tuple[PageReader, str]]:
 
 
 def with_models(url: str, **settings: Any) -> PdfConfig:
-    vision = EndpointConfig(base_url=url, model="vision", max_retries=0)
-    refine = EndpointConfig(base_url=url, model="refine", max_retries=0)
+    shared = {"base_url": url, "max_retries": 0, "concurrency": 1}  # one at a time: a fault meets the page it is for
+    vision, refine = EndpointConfig(model="vision", **shared), EndpointConfig(model="refine", **shared)
     return PdfConfig(vision=vision, refine=refine, dpi=72, **settings)
 
 

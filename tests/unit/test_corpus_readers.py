@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pretrain.data.items import Item
@@ -92,6 +92,7 @@ def test_a_text_file_has_three_readings(tmp_path: Path, unit: Any, expected: lis
     assert items(read_text(path, source(unit=unit))) == [Item(place, text) for place, text in expected]
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.sampled_from(["a", "b c", " d", "", "  ", "\t"]), max_size=12))
 def test_blocks_are_what_a_regular_expression_finds(lines: list[str]) -> None:
     found = list(_blocks((number, line) for number, line in enumerate(lines, 1)))

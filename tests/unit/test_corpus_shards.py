@@ -7,58 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from pretrain.data.document import DROPPED, document, label, read_documents, write_shards
-from pretrain.data.shards import _Filters, _Map, checked, fingerprints, split, total
+from pretrain.data.document import document, label, read_documents, write_shards
+from pretrain.data.shards import _Map, checked, fingerprints, total
 from rlplatform.datafiles import DataError
-from rlplatform.stages.records import KEEP, Decision
 
 Row = dict[str, Any]
 
 
 def rows_of(num: int) -> list[Row]:
     return [document("s", str(i), f"f:{i}", f"{i}") for i in range(num)]
-
-
-def drop(*numbers: int) -> Any:
-    return lambda rows: [Decision("no", row["text"]) if int(row["text"]) in numbers else KEEP for row in rows]
-
-
-@given(st.integers(0, 12), st.sets(st.integers(0, 11)), st.sets(st.integers(0, 11)))
-def test_rows_are_kept_or_dropped_by_the_first_step_that_says_so(num: int, first: set[int], second: set[int]) -> None:
-    kept, dropped = split({"a": drop(*first), "b": drop(*second)}, rows_of(num))
-    assert [row["text"] for row in kept] == [str(i) for i in range(num) if i not in first | second]
-    assert [(row["text"], row["step"]) for row in dropped] == [
-        (str(i), "a" if i in first else "b") for i in range(num) if i in first | second
-    ]
-    assert all({"step", "reason", "detail"} < set(row) for row in dropped)
-
-
-def test_a_step_sees_what_those_before_it_kept() -> None:
-    seen: list[list[str]] = []
-
-    def look(rows: list[Row]) -> list[Decision]:
-        seen.append([row["text"] for row in rows])
-        return [KEEP] * len(rows)
-
-    split({"a": drop(1), "look": look}, rows_of(3))
-    assert seen == [["0", "2"]]
-    with pytest.raises(DataError, match="step 'bad': expected 3 decisions, one a document, got 0"):
-        split({"bad": lambda rows: []}, rows_of(3))
-
-
-def test_dropped_rows_are_written_beside_the_kept_ones(tmp_path: Path) -> None:
-    [path] = write_shards(rows_of(7), tmp_path / "in", 9)
-    counts = _Filters({"a": drop(1, 2), "b": drop(5)}, tmp_path / "out", 2)(0, fingerprints([path])[0])
-    assert counts == {"documents": 7, "kept": 4, "a: no": 2, "b: no": 1}
-    assert [row["text"] for row in read_documents(tmp_path / "out")] == ["0", "3", "4", "6"]
-    assert [(row["text"], row["step"], row["detail"]) for row in read_documents(tmp_path / "out", DROPPED)] == [
-        ("1", "a", "1"),
-        ("2", "a", "2"),
-        ("5", "b", "5"),
-    ]
 
 
 def test_a_function_answers_the_rows_it_was_given(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pretrain.data.document import read_batches
@@ -77,6 +77,7 @@ def test_two_files_at_one_place_would_have_the_same_ids(folder: Path) -> None:
     assert len(places(str(folder))[0]) == 4
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.tuples(st.integers(0, 50), st.sampled_from("ab")), min_size=1, max_size=12), st.integers(1, 60))
 def test_tasks_hold_every_file_once_in_order_and_are_full(sizes: list[tuple[int, str]], limit: int) -> None:
     files = [(SourceFile(str(k), str(k), size), kind) for k, (size, kind) in enumerate(sizes)]
