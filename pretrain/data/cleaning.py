@@ -22,6 +22,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from pretrain.data.clean_steps import Step, index_settings, local_step, steps_of
 from pretrain.data.contamination import Index, Item, build_index
 from pretrain.data.corpus_plan import plan_step, read_answers
@@ -31,7 +33,6 @@ from pretrain.data.document import (
     DROPPED_SCHEMA,
     Row,
     ShardWriter,
-    num_documents,
     read_batches,
     shard_name,
     shards_of,
@@ -266,7 +267,7 @@ def clean(
         )
     )
     flow = flow_of([step.name for step in steps], total(counts))
-    _check_balance(flow, written, sum(num_documents(path) for path in shards))
+    _check_balance(flow, written, sum(pq.read_metadata(path).num_rows for path in shards))
     shutil.rmtree(work)
     return Cleaned(flow, looked_for, not_compared)
 
