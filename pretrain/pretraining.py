@@ -67,7 +67,7 @@ def run_pretraining(
     check_positions(config.model.path, config.model)
     folder = RunFolder(config.run_dir)
     folder.path.mkdir(parents=True, exist_ok=True)
-    for name in filter(None, (config.data.path, config.data.heldout)):
+    for name in filter(None, (config.data.tokens, config.data.heldout)):
         check_fit(TokenStore(name, verify=True), config)
     if config.optimizer_state:
         last_checkpoint(config.optimizer_state)
@@ -92,7 +92,7 @@ def absolute(config: PretrainConfig) -> PretrainConfig:
 
     return replace(
         config,
-        data=replace(config.data, path=whole(config.data.path), heldout=whole(config.data.heldout)),
+        data=replace(config.data, tokens=whole(config.data.tokens), heldout=whole(config.data.heldout)),
         model=replace(config.model, path=whole(config.model.path)),
         optimizer_state=whole(config.optimizer_state),
     )
@@ -242,7 +242,7 @@ def pretraining_worker(settings: dict[str, Any]) -> dict[str, Any]:
     folder = RunFolder(settings["folder"])
     policy = load_policy(config.model.path, **model_options(config))
     engine = engine_for(TokenScorer(policy), with_schedule_in_steps(config))
-    objective = objective_of(config.data.path, config, policy)
+    objective = objective_of(config.data.tokens, config, policy)
     heldout = objective_of(config.data.heldout, config, policy) if config.data.heldout else None
     if config.optimizer_state:  # float32 weights and Adam moments; the schedule starts anew
         portable.load(engine, last_checkpoint(config.optimizer_state), counters=False)

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from rlplatform.config import RecipeConfig, RunConfig
 from rlplatform.configfile import derived, difference_to_defaults, placement, stages, to_yaml
+from rlplatform.corpus_runs import check_settings
 from rlplatform.plan import Choice, check_choice, plan_recipe
 from rlplatform.servable import check_now
 
@@ -26,6 +27,7 @@ def show(config: RunConfig, *, start: str = "", only: str = "") -> None:
     parts = stages(config) if isinstance(config, RecipeConfig) else {config.name: config}
     for name, part in parts.items():
         check_now(part)
+        check_settings(part)
         console.rule(f"{name} ({part.kind})")
         console.print(Syntax(to_yaml(part), "yaml", background_color="default"))
         changed = difference_to_defaults(part)

@@ -31,19 +31,18 @@ from rlplatform.config import (
     SampleConfig,
 )
 from rlplatform.configfile import inputs, stages, to_dict
+from rlplatform.corpus_runs import check_settings
+from rlplatform.data_marks import DONE, MARKS, STARTED, data_hashes
 from rlplatform.launch import engine_pool, ray_session
 from rlplatform.lineage import write_card
 from rlplatform.plan import (
-    DONE,
     FINISHED,
     LEFT_OUT,
-    STARTED,
     Choice,
     Planned,
     attempts,
     changes,
     check_choice,
-    data_hashes,
     finished_mark,
     is_started,
     plan_recipe,
@@ -53,9 +52,8 @@ from rlplatform.plan import (
     stands_on,
 )
 from rlplatform.runs import RunFolder, alone_in, write_atomically
-from rlplatform.stage_runs import STAGES, say
-
-MARKS = ("config.yaml", STARTED, DONE)  # a folder with none of these is not ours to remove
+from rlplatform.stage_runs import STAGES
+from rlplatform.trackers import say
 
 
 def run_config(config: RunConfig, *, fresh: bool = False, start: str = "", only: str = "") -> dict[str, Any]:
@@ -102,6 +100,8 @@ def _run_recipe(recipe: RecipeConfig, choice: Choice) -> dict[str, Any]:
 
     folder = RunFolder(recipe.run_dir)
     plan = stages(recipe)
+    for config in plan.values():
+        check_settings(config)
     planned = plan_recipe(recipe, choice)
     folder.begin(recipe)
     for name, config in plan.items():

@@ -16,37 +16,25 @@ from pathlib import Path
 from typing import Any
 
 from rlplatform.config import (
-    AnnotateConfig,
-    BenchmarksConfig,
     ConfigError,
-    DocumentsConfig,
-    DPOConfig,
     EvalConfig,
-    FilterConfig,
-    FusionConfig,
-    MixtureConfig,
-    MixtureSearchConfig,
-    PreferenceConfig,
-    PretrainConfig,
     RecipeConfig,
     RLConfig,
     RunConfig,
     SampleConfig,
-    ScalingLawConfig,
-    TokensConfig,
-    TrainLabellerConfig,
 )
 from rlplatform.configfile import flat, inputs, stages, to_dict
+from rlplatform.data_marks import DONE, STARTED, content_hash, data_hashes
 from rlplatform.reads import reads_do_not_count
 from rlplatform.recorded import weights_mark
 
-STARTED, DONE = "started.json", "done.json"
 WORK = (
     DONE,
     "metrics.jsonl",
     "checkpoints",
     "groups",
     ".finished",
+    "work",
 )  # an attempt that left none of these left nothing to lose
 MAY_CHANGE = ("num_steps", "run_dir", "name", "tracker.", "checkpoint.", "evaluation.every")  # a run goes on with these
 NOT_HASHED = ("run_dir", "name", "tracker", "checkpoint")
@@ -264,7 +252,7 @@ def _code_files(values: Mapping[str, Any]) -> dict[str, str]:
     """File -> SHA-256 of the source behind every ``[adapter:]FILE.py:function``; what it imports is not looked at."""
     found = (_CODE.fullmatch(text) for text in _texts(values))
     paths = {match["file"] for match in found if match}
-    return {path: _content(Path(path)) for path in sorted(paths) if Path(path).is_file()}
+    return {path: content_hash(Path(path)) for path in sorted(paths) if Path(path).is_file()}
 
 
 def _models(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -272,61 +260,3 @@ def _models(values: Mapping[str, Any]) -> dict[str, Any]:
     sections = [values.get(name) for name in ("model", "teacher")]
     paths = [section.get("path", "") for section in sections if isinstance(section, Mapping)]
     return {path: mark for path in paths if path and (mark := weights_mark(path))}
-
-
-def data_hashes(resolved: Any) -> dict[str, str]:
-    """Path -> SHA-256 of the content of the data files and folders a stage reads; of a corpus, of its list of files."""
-    with reads_do_not_count():
-        paths = [getattr(getattr(resolved, "data", None), "path", "")]
-        if isinstance(resolved, RLConfig):
-            paths.append(resolved.evaluation.data.path)
-        if isinstance(resolved, PreferenceConfig | DPOConfig):
-            paths.append(resolved.heldout.path)
-        if isinstance(resolved, FilterConfig | FusionConfig | AnnotateConfig):
-            paths += resolved.files
-        if isinstance(resolved, BenchmarksConfig):
-            from rlplatform.evaluation.rows import files_of
-
-            paths += files_of(resolved)
-        listed = _corpus(resolved) if isinstance(resolved, DocumentsConfig) else {}
-        if isinstance(resolved, TokensConfig):
-            paths += [resolved.documents, resolved.mixture]
-        if isinstance(resolved, MixtureConfig):
-            paths += [resolved.documents, resolved.weights]
-        if isinstance(resolved, MixtureSearchConfig):
-            packed = [resolved.tokens, *resolved.heldout.values()]
-            paths += [resolved.documents, *(f"{path}/manifest.json" for path in packed)]
-        if isinstance(resolved, ScalingLawConfig):
-            paths = [f"{path}/manifest.json" for path in (resolved.tokens, resolved.heldout)]
-        if isinstance(resolved, PretrainConfig):  # the manifest holds the hashes of the tokens
-            paths = [f"{path}/manifest.json" for path in (resolved.data.path, resolved.data.heldout) if path]
-        if isinstance(resolved, AnnotateConfig | TrainLabellerConfig):
-            listed |= {folder: _shards(Path(folder)) for folder in resolved.folders}
-    return listed | {path: _content(Path(path)) for path in paths if path and Path(path).exists()}
-
-
-def _corpus(config: DocumentsConfig) -> dict[str, str]:
-    """Source -> SHA-256 of the names, sizes and times of its files: a corpus is too large to be read twice."""
-    from pretrain.data.sources import plan
-
-    tasks, _ = plan(config)
-    names = dict.fromkeys(task.name for task in tasks)
-    files = {name: [file for task in tasks if task.name == name for file in task.files] for name in names}
-    return {name: hashlib.sha256(repr(found).encode()).hexdigest() for name, found in files.items()}
-
-
-def _shards(folder: Path) -> str:
-    """SHA-256 of the names, sizes and times of the shards of documents in a folder."""
-    found = [(path.name, (stat := path.stat()).st_size, stat.st_mtime_ns) for path in sorted(folder.glob("*.parquet"))]
-    return hashlib.sha256(repr(found).encode()).hexdigest()
-
-
-def _content(path: Path) -> str:
-    digest = hashlib.sha256()
-    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-        if file.is_file() and file.name not in ("config.yaml", STARTED, DONE):
-            digest.update(file.name.encode())
-            with open(file, "rb") as handle:
-                while chunk := handle.read(1 << 20):
-                    digest.update(chunk)
-    return digest.hexdigest()

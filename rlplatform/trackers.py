@@ -19,6 +19,11 @@ from rlplatform.types import Metrics, ScoredGroup
 LOGGER = logging.getLogger(__name__)
 
 
+def say(text: str) -> None:
+    """A line for whoever started the run."""
+    print(text, file=sys.stderr, flush=True)
+
+
 class Progress:
     """One live line on a terminal, plain lines elsewhere."""
 

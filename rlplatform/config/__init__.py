@@ -11,6 +11,7 @@ from __future__ import annotations
 from rlplatform.config.algorithm import AlgorithmConfig, TeacherConfig
 from rlplatform.config.base import ConfigError
 from rlplatform.config.corpus_annotate import AnnotateConfig, FeaturesConfig, GoldConfig, TrainLabellerConfig
+from rlplatform.config.corpus_clean import CleanConfig
 from rlplatform.config.corpus_documents import (
     DocumentsConfig,
     EndpointConfig,
@@ -44,6 +45,7 @@ __all__ = [
     "AnnotateConfig",
     "BenchmarksConfig",
     "CheckpointConfig",
+    "CleanConfig",
     "CompletionsConfig",
     "ConfigError",
     "DPOConfig",

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from rlplatform.config.base import require
 from rlplatform.config.corpus_annotate import AnnotateConfig, TrainLabellerConfig
+from rlplatform.config.corpus_clean import CleanConfig
 from rlplatform.config.corpus_documents import DocumentsConfig
 from rlplatform.config.data_stages import DatasetConfig, FilterConfig, FusionConfig, InitModelConfig, SampleConfig
 from rlplatform.config.evaluation import BenchmarksConfig, EvalConfig
@@ -56,6 +57,7 @@ RunConfig = (
     | PretrainConfig
     | AnnotateConfig
     | TrainLabellerConfig
+    | CleanConfig
     | RecipeConfig
 )
 KINDS: dict[str, type] = {
@@ -78,5 +80,6 @@ KINDS: dict[str, type] = {
     "pretrain": PretrainConfig,
     "annotate": AnnotateConfig,
     "train_labeller": TrainLabellerConfig,
+    "clean": CleanConfig,
     "recipe": RecipeConfig,
 }

@@ -51,6 +51,16 @@ class MixtureConfig(TrackedReads):
         total = sum(part.share for part in self.parts.values())
         require(not self.parts or abs(total - 1.0) < 1e-6, f"parts: expected shares that sum to 1, got {total:g}")
 
+    @property
+    def folders(self) -> list[str]:
+        """Of shards that are read."""
+        return [self.documents]
+
+    @property
+    def files(self) -> list[str]:
+        """What is read beside them."""
+        return [self.weights]
+
 
 @dataclass(frozen=True)
 class MixtureSearchConfig(TrackedReads):
@@ -86,6 +96,16 @@ class MixtureSearchConfig(TrackedReads):
         require(self.num_seeds >= 1, f"num_seeds: expected >= 1, got {self.num_seeds}")
         require(self.radius > 0 and self.lr > 0, "radius, lr: expected > 0")
         require(self.proxy_tokens > 0 and self.rows_per_step > 0, "proxy_tokens, rows_per_step: expected > 0")
+
+    @property
+    def folders(self) -> list[str]:
+        """Of shards that are read."""
+        return [self.documents]
+
+    @property
+    def files(self) -> list[str]:
+        """What is read beside them: of packed tokens the manifest, which holds their hashes."""
+        return [f"{path}/manifest.json" for path in (self.tokens, *self.heldout.values())]
 
 
 @dataclass(frozen=True)
@@ -138,12 +158,22 @@ class TokensConfig(TrackedReads):
         require(bool(self.tokenizer), "tokenizer: expected a folder or hub id, e.g. stage:init, got nothing")
         require(self.row_tokens >= 2, f"row_tokens: expected >= 2, got {self.row_tokens}")
 
+    @property
+    def folders(self) -> list[str]:
+        """Of shards that are read."""
+        return [self.documents]
+
+    @property
+    def files(self) -> list[str]:
+        """What is read beside them: the mixture, and the tokenizer."""
+        return [self.mixture, f"{self.tokenizer}/tokenizer.json"]
+
 
 @dataclass(frozen=True)
 class PackedDataConfig(TrackedReads):
     """Packed tokens to train on."""
 
-    path: str = ""  # what a `tokens` stage left: a folder, or stage:NAME
+    tokens: str = ""  # what a `tokens` stage left: a folder, or stage:NAME
     heldout: str = ""  # packed tokens that are measured, never trained on; "" = none
     shuffle: bool = True  # a new order of rows every epoch, from (seed, epoch)
     cross_document_attention: bool = False  # let a token see the documents before its own in the row
@@ -199,6 +229,11 @@ class PretrainConfig(TrackedReads):
                 not (tokens and steps),
                 f"{name}_tokens={tokens} and optimizer.{name}_steps={steps}: expected one of them, they say the same",
             )
+
+    @property
+    def files(self) -> list[str]:
+        """The manifests of the packed tokens, which hold their hashes."""
+        return [f"{path}/manifest.json" for path in (self.data.tokens, self.data.heldout) if path]
 
     @property
     def num_steps(self) -> int:

@@ -73,7 +73,7 @@ def config_of(folder: Path, run_dir: Path, **changes: Any) -> PretrainConfig:
         num_tokens=STEPS * TOKENS_PER_STEP,
         tokens_per_step=TOKENS_PER_STEP,
         model=ModelConfig(path=str(folder / "model")),
-        data=PackedDataConfig(path=str(folder / "train_tokens"), heldout=str(folder / "heldout_tokens")),
+        data=PackedDataConfig(tokens=str(folder / "train_tokens"), heldout=str(folder / "heldout_tokens")),
         optimizer=OptimizerConfig(lr=3e-3, decay="linear", weight_decay=0.1),
         warmup_tokens=4 * TOKENS_PER_STEP,
         decay_tokens=8 * TOKENS_PER_STEP,
@@ -268,6 +268,6 @@ def test_what_does_not_fit_is_refused_before_anything_starts(folder: Path, tmp_p
         run_pretraining(config_of(folder, tmp_path, tokens_per_step=100, warmup_tokens=0, decay_tokens=0))
     config = config_of(folder, tmp_path)
     with pytest.raises(ConfigError, match="expected packed tokens"):
-        run_pretraining(replace(config, data=PackedDataConfig(path=str(tmp_path))))
+        run_pretraining(replace(config, data=PackedDataConfig(tokens=str(tmp_path))))
     with pytest.raises(ConfigError, match="expected one of them, they say the same"):
         PretrainConfig(warmup_tokens=10, optimizer=OptimizerConfig(warmup_steps=1))
