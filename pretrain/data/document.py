@@ -201,6 +201,11 @@ def _check_schema(path: str | Path, schema: pa.Schema) -> None:
         )
 
 
+def num_documents(path: str | Path) -> int:
+    """Rows of one shard, from its footer."""
+    return int(pq.read_metadata(path).num_rows)
+
+
 def read_documents(folder: str | Path, prefix: str = DOCUMENTS) -> Iterator[Row]:
     """All rows of a finished stage, in order; errors as in ``shards_of`` and ``read_batches``."""
     for path in shards_of(folder, prefix):
