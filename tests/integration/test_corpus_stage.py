@@ -21,7 +21,7 @@ import yaml
 
 from pretrain.data.document import DROPPED, document, label, read_documents, shards_of, write_shards
 from pretrain.data.documents import make_documents
-from pretrain.data.shards import Stateful, Workers, map_shards, run_tasks
+from pretrain.data.shards import Stateful, Workers, map_shards
 from rlplatform.config import (
     ConfigError,
     DocumentsConfig,
@@ -141,18 +141,6 @@ def test_a_worker_that_is_killed_loses_and_doubles_nothing(shards: list[Path], t
     (tmp_path / "out" / ".documents-00002.parquet.dead.tmp").touch()  # such as a process leaves that is killed writing
     map_shards(function, shards, tmp_path / "out", key="k")
     assert not list((tmp_path / "out").glob(".*.tmp"))
-
-
-def test_a_function_that_does_not_end_is_named(
-    shards: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    def wait(index: int, task: Any) -> dict[str, int]:
-        time.sleep(2.0 if task == "the slow one" else 0.0)
-        return {}
-
-    run_tasks(wait, ["quick", "the slow one"], tmp_path, key="k", quiet_s=0.3)
-    said = [record.getMessage() for record in caplog.records if record.name == "pretrain.data.shards"]
-    assert any("1 to go, the first is 'the slow one'" in line for line in said)
 
 
 def test_another_error_comes_with_its_traceback(shards: list[Path], tmp_path: Path) -> None:

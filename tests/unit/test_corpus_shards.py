@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import pickle
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pretrain.data import shards
 from pretrain.data.document import document, label, read_documents, write_shards
-from pretrain.data.shards import _Map, checked, fingerprints, total
+from pretrain.data.shards import _answer, _Map, checked, fingerprints, run_tasks, total
 from rlplatform.datafiles import DataError
 
 Row = dict[str, Any]
@@ -71,3 +74,43 @@ def test_a_changed_shard_has_another_fingerprint(tmp_path: Path) -> None:
     write_shards(rows_of(3), tmp_path, 9)
     assert fingerprints([path]) != before
     assert json.dumps(before)
+
+
+def in_this_process(process: Any, tasks: Any, workers: Any) -> Any:
+    """In place of Ray Data, last task first."""
+    for index, task in reversed(tasks):
+        yield _answer({"index": index, "task": pickle.dumps(task)}, process)
+
+
+def test_finished_tasks_are_kept_and_sums_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "_on_ray", in_this_process)
+    done: list[Any] = []
+
+    def work(index: int, task: Any) -> dict[str, int]:
+        done.append(task)
+        if task == "bad":
+            raise DataError("no good")
+        return {"n": int(task)}
+
+    with pytest.raises(DataError, match=r"^no good$"):
+        run_tasks(work, ["1", "bad", "3", "4"], tmp_path, key="k")
+    assert done == ["4", "3", "bad"]
+    sums: list[int] = []
+    counts = run_tasks(work, ["1", "2", "3", "4"], tmp_path, key="k", check=lambda sum: sums.append(sum.get("n", 0)))
+    assert done[3:] == ["2", "1"]  # 3 and 4 have marks; the second task is another one now
+    assert counts == [{"n": 1}, {"n": 2}, {"n": 3}, {"n": 4}]
+    assert sums == [7, 9, 10]
+
+
+def test_quiet_times_say_what_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(shards, "_on_ray", in_this_process)
+
+    def wait(index: int, task: Any) -> dict[str, int]:
+        time.sleep(1.0 if task == "the slow one" else 0.0)
+        return {}
+
+    run_tasks(wait, ["the slow one", "quick"], tmp_path, key="k", quiet_s=0.2)
+    said = [record.getMessage() for record in caplog.records if record.name == "pretrain.data.shards"]
+    assert any("1 to go, the first is 'the slow one'" in line for line in said)
