@@ -19,7 +19,7 @@ import yaml
 from pretrain.data import ngrams
 from pretrain.data.annotate import Annotator
 from pretrain.data.document import document, read_documents, shards_of, write_shards
-from pretrain.data.labellers.language import language
+from pretrain.data.labellers.language import ask_model
 from pretrain.data.labels import bind, identified
 from rlplatform.config import AnnotateConfig, FeaturesConfig, GoldConfig, TrainLabellerConfig
 from rlplatform.configfile import inputs, load, load_values, stages
@@ -251,7 +251,7 @@ def test_from_files_to_labels_in_one_recipe_and_every_key_is_read(corpus: Path) 
 
 
 def test_the_recipe_of_the_language_classifier_on_a_small_collection(tmp_path: Path) -> None:
-    """Three languages in thirty articles each, through the recipe's own stages to a label that py3langid lacks."""
+    """Three languages in thirty articles each, through the recipe's own stages to a classifier that tells them."""
     starts = {
         "eng": "Everyone has the right to the freedom of thing number",
         "ast": "Toa persona tien el drechu a la llibertá de la cosa númberu",
@@ -277,6 +277,8 @@ def test_the_recipe_of_the_language_classifier_on_a_small_collection(tmp_path: P
     held_out = json.loads((tmp_path / "run" / "classifier" / "summary.json").read_text())["held_out"]
     assert held_out["groups"] == 6  # articles, each in all three languages
     assert {name: one["texts"] for name, one in held_out["labels"].items()} == dict.fromkeys(starts, 6)
-    model = str(tmp_path / "run" / "classifier" / "labeller.npz")
-    sentence = "Toa persona tien el drechu a la llibertá de la cosa númberu abc."
-    assert language([sentence], model=model)[0]["language"][0] == "ast_Latn"
+    model = ngrams.load(tmp_path / "run" / "classifier" / "labeller.npz")
+    assert model.label == "language"
+    assert model.classes == ("ast", "eng", "spa")
+    sentences = [f"{start} abc" for start in starts.values()]
+    assert [code for code, _ in ask_model(model, sentences)] == list(starts)
