@@ -28,6 +28,9 @@ ELSEWHERE = {
     "rlplatform run configs/recipe/preference.yaml --smoke": (
         "tests/integration/test_preference.py trains reward models and has a reward service start one"
     ),
+    "rlplatform run configs/recipe/language_labeller.yaml stages.udhr.args.path=PATH/udhr.jsonl.gz": (
+        "tests/integration/test_annotate.py runs its stages on a small collection"
+    ),
     "rlplatform run configs/recipe/qwen3_mini.yaml --smoke": (
         "tests/integration/test_recipe_stages.py runs stages of each kind on engines; these 34 take too long here"
     ),

@@ -19,11 +19,13 @@ import yaml
 from pretrain.data import ngrams
 from pretrain.data.annotate import Annotator
 from pretrain.data.document import document, read_documents, shards_of, write_shards
+from pretrain.data.labellers.language import ask_model
 from pretrain.data.labels import bind, identified
 from rlplatform.config import AnnotateConfig, FeaturesConfig, GoldConfig, TrainLabellerConfig
-from rlplatform.configfile import load, load_values
+from rlplatform.configfile import inputs, load, load_values, stages
 from rlplatform.datafiles import DataError
-from rlplatform.plan import plan_recipe
+from rlplatform.paths import configs_dir
+from rlplatform.plan import plan_recipe, resolve_inputs
 from rlplatform.reads import ENV, reads
 from rlplatform.stage_runs import STAGES
 
@@ -166,9 +168,6 @@ def test_a_trained_labeller_labels_with_its_content_as_name(corpus: Path, capsys
 
 def test_a_recipe_hands_the_model_on(corpus: Path) -> None:
     """`stage:NAME` of a train_labeller stage is its model; the planner knows every input."""
-    from rlplatform.configfile import inputs, stages
-    from rlplatform.plan import resolve_inputs
-
     recipe = load_values(
         {
             "kind": "recipe",
@@ -249,3 +248,37 @@ def test_from_files_to_labels_in_one_recipe_and_every_key_is_read(corpus: Path) 
         "model": "finished",
         "labelled": "starts over",
     }
+
+
+def test_the_recipe_of_the_language_classifier_on_a_small_collection(tmp_path: Path) -> None:
+    """Three languages in thirty articles each, through the recipe's own stages to a classifier that tells them."""
+    starts = {
+        "eng": "Everyone has the right to the freedom of thing number",
+        "ast": "Toa persona tien el drechu a la llibertá de la cosa númberu",
+        "spa": "Toda persona tiene el derecho a la libertad de la cosa número",
+    }
+    rows = []
+    for code, start in starts.items():
+        lines = ["A title"]
+        for n in range(1, 31):
+            word = "".join(chr(97 + (n * k) % 26) for k in range(1, 8))
+            lines += [f"Article {n}", f"{start} {word}, {start} {word[::-1]}, {start} {word[2:]} {word[:2]}."]
+        rows.append({"code": code, "iso6393": code, "text": "\n".join(lines)})
+    (tmp_path / "udhr.jsonl").write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows))
+    recipe = load(
+        configs_dir() / "recipe" / "language_labeller.yaml",
+        [f"stages.udhr.args.path={tmp_path}/udhr.jsonl", f"run_dir={tmp_path}/run"],
+    )
+    finished: dict[str, dict[str, Any]] = {}
+    for name, stage in stages(recipe).items():
+        outcome = STAGES[stage.kind](resolve_inputs(stage, finished))
+        finished[name] = {"output": outcome.output}
+    assert outcome.summary["macro_f1"] == 1.0
+    held_out = json.loads((tmp_path / "run" / "classifier" / "summary.json").read_text())["held_out"]
+    assert held_out["groups"] == 6  # articles, each in all three languages
+    assert {name: one["texts"] for name, one in held_out["labels"].items()} == dict.fromkeys(starts, 6)
+    model = ngrams.load(tmp_path / "run" / "classifier" / "labeller.npz")
+    assert model.label == "language"
+    assert model.classes == ("ast", "eng", "spa")
+    sentences = [f"{start} abc" for start in starts.values()]
+    assert [code for code, _ in ask_model(model, sentences)] == list(starts)
