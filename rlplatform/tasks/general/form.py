@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from rlplatform.tasks.general.task import Example, Task, Turn
-from rlplatform.tasks.general.words import ADJECTIVES, COLOURS, FORMAT, THINGS, part
+from rlplatform.tasks.general.words import ADJECTIVES, ANIMALS, COLOURS, FORMAT, FRUITS, THINGS, part, with_article
 
 _MARKS = {
     "square brackets": ("[", "]"),
@@ -21,6 +21,15 @@ def _echo(rng: random.Random) -> tuple[str, str, str]:
     """(request, thought, answer): two words to say."""
     said = f"{rng.choice(COLOURS)} {rng.choice(THINGS)}"
     return f"Say: {said}", f"The words are {said}.", said
+
+
+def _easy(rng: random.Random, level: int) -> tuple[str, str, str]:
+    """(request, thought, answer): words to say; at level 3 also what something is."""
+    if level < 3 or rng.random() < 0.5:
+        return _echo(rng)
+    kind, words = rng.choice((("animal", ANIMALS), ("fruit", FRUITS)))
+    word = rng.choice(words)
+    return f"What is {with_article(word)}? At most 8 words.", f"{word}: {kind}.", f"It is {with_article(kind)}."
 
 
 def _wrong(rng: random.Random, answer: str) -> str:
@@ -39,9 +48,9 @@ def mode_single(rng: random.Random, level: int) -> Example:
 
 
 def mode_dialogue(rng: random.Random, level: int) -> Example:
-    """Flags at random user turns, none at some; the last one wins."""
-    turns = [Turn(*_echo(rng)) for _ in range(rng.randint(1, level + 1))]
-    user, thought, answer = _echo(rng)
+    """Flags at random user turns, none at some; the last one wins. Up to seven turns at level 3."""
+    turns = [Turn(*_easy(rng, level)) for _ in range(rng.randint(1, 2 * level))]
+    user, thought, answer = _easy(rng, level)
     flags = ("", *(rng.choice(("/think", "/no_think", "")) for _ in range(len(turns) + 1)))
     return Example(
         user=user,
@@ -56,8 +65,8 @@ def mode_dialogue(rng: random.Random, level: int) -> Example:
 
 def mode_system(rng: random.Random, level: int) -> Example:
     """A flag in the system message, and in one of two prompts another at a user turn."""
-    turns = [Turn(*_echo(rng)) for _ in range(rng.randint(0, level))]
-    user, thought, answer = _echo(rng)
+    turns = [Turn(*_easy(rng, level)) for _ in range(rng.randint(0, 2 * level - 1))]
+    user, thought, answer = _easy(rng, level)
     flags = [rng.choice(("/think", "/no_think")), *[""] * (len(turns) + 1)]
     if rng.random() < 0.5:
         flags[rng.randint(1, len(turns) + 1)] = rng.choice(("/think", "/no_think"))

@@ -19,6 +19,7 @@ from rlplatform.tasks.general.words import (
     NAMES,
     THINGS,
     part,
+    with_article,
 )
 
 _ACTIONS = ["open", "close", "clean", "move", "bring", "find", "repair", "hide", "carry", "wash", "paint", "turn"]
@@ -86,7 +87,7 @@ def concise(rng: random.Random, level: int) -> Example:
     kind, words = rng.choice([("animal", ANIMALS), ("fruit", FRUITS), ("colour", COLOURS), ("city", CITIES)])
     word, limit = rng.choice(list(words)), rng.randint(4, 9 + level)
     other = "a fruit" if kind == "animal" else "an animal"
-    named = word if kind in ("colour", "city") else f"{'an' if word[0] in 'aeo' else 'a'} {word}"
+    named = word if kind in ("colour", "city") else with_article(word)
     asked = rng.choice((f"What is {named}?", f"Tell me what {named} is.", f"Explain the word {word}."))
     right = f"It is {'an' if kind == 'animal' else 'a'} {kind}."
     return Example(

@@ -5,6 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 
+def with_article(word: str) -> str:
+    """``an owl``, ``a cat``."""
+    return f"{'an' if word[0] in 'aeo' else 'a'} {word}"
+
+
 def split(text: str) -> list[str]:
     return text.split()
 

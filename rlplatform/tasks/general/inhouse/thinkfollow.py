@@ -17,7 +17,7 @@ from typing import Any
 from rewards.format import is_well_formed
 from rewards.response import parse
 from rlplatform.tasks.general.task import Message, Row, flagged, in_mode, modes
-from rlplatform.tasks.general.words import ADJECTIVES, ANIMALS, CITIES, COLOURS, FRUITS, THINGS
+from rlplatform.tasks.general.words import ADJECTIVES, ANIMALS, CITIES, COLOURS, FRUITS, THINGS, with_article
 
 _MIN_TURNS = 4
 # How a turn came by its mode.
@@ -92,7 +92,7 @@ def _question(rng: random.Random) -> tuple[str, str]:
     a, b = rng.randint(1, 99), rng.randint(1, 99)
     kind, words = rng.choice([("an animal", ANIMALS), ("a fruit", FRUITS), ("a city", CITIES)])
     word = rng.choice(words)
-    named = word if kind == "a city" else f"{'an' if word[0] in 'aeo' else 'a'} {word}"
+    named = word if kind == "a city" else with_article(word)
     adjective = rng.choice(ADJECTIVES)
     return rng.choice(
         [
