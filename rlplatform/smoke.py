@@ -8,11 +8,13 @@ from typing import Any
 from rlplatform.config import (
     BenchmarksConfig,
     CheckpointConfig,
+    DPOConfig,
     EvalConfig,
     EvaluationConfig,
     FilterConfig,
     FusionConfig,
     PreferenceConfig,
+    PretrainConfig,
     RecipeConfig,
     RLConfig,
     RunConfig,
@@ -59,6 +61,12 @@ def _short(config: RunConfig) -> RunConfig:
             tokens_per_step=2 * config.max_tokens * config.learner.num_workers,
             evaluate_every=1,
         )
+    if isinstance(config, DPOConfig):
+        tokens = 2 * config.max_tokens * config.learner.num_workers
+        return replace(config, num_steps=STEPS, tokens_per_step=tokens, evaluate_every=1)
+    if isinstance(config, PretrainConfig):
+        every = replace(config.completions, every=1)
+        return replace(config, num_tokens=STEPS * config.tokens_per_step, evaluate_every=1, completions=every)
     if isinstance(config, SampleConfig):
         # an untrained model answers nothing right, so half of the answers are demonstrations where the data has some
         return replace(

@@ -1,10 +1,10 @@
 """A generated corpus for pretraining in miniature: no licence, no download, its domains known by construction.
 
-    sums      rows of additions and subtractions of small numbers
-    stories   who did what where, in a closed vocabulary
-    facts     who keeps what; some of it asked for again at the end: what was planted must be found in the context
-    long      the same with more facts between, for the long-context stage
-    heldout_sums, heldout_stories, heldout_facts      the same, never trained on
+sums      rows of additions and subtractions of small numbers
+stories   who did what where, in a closed vocabulary
+facts     who keeps what; some of it asked for again at the end: what was planted must be found in the context
+long      the same with more facts between, for the long-context stage
+heldout_sums, heldout_stories, heldout_facts      the same, never trained on
 """
 
 from __future__ import annotations

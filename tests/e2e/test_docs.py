@@ -31,6 +31,7 @@ ELSEWHERE = {
     "rlplatform run configs/recipe/language_labeller.yaml stages.udhr.args.path=PATH/udhr.jsonl.gz": (
         "tests/integration/test_annotate.py runs its stages on a small collection"
     ),
+    "rlplatform run configs/recipe/pretrain_mini.yaml": "tests/e2e/test_pretrain_mini.py: with --smoke, less of it",
     "rlplatform run configs/recipe/qwen3_mini.yaml --smoke": (
         "tests/integration/test_recipe_stages.py runs stages of each kind on engines; these 34 take too long here"
     ),
