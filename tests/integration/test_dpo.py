@@ -51,7 +51,7 @@ def pairs_of(num: int, seed: int) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
-    texts = chat_texts([{"role": "user", "content": row["prompt"] + row["chosen"]} for row in pairs_of(60, 0)])
+    texts = chat_texts([{"role": "user", "content": row["prompt"] + row["chosen"]}] for row in pairs_of(60, 0))
     train_bpe(texts, 320, folder / "tokenizer")
     init_model(folder, folder / "tokenizer", {"num_hidden_layers": 2, "hidden_size": 64})
     return folder
