@@ -404,7 +404,7 @@ def test_a_hub_id_may_name_a_revision(monkeypatch: pytest.MonkeyPatch) -> None:
         (found,) = read_rows(DataConfig(path=path, split="test"))
         assert found == (f"{path}[test] row 1", {"question": "?"})
     assert asked == [
-        ("owner/name", "de", {"split": "test", "revision": "refs/convert/parquet"}),
-        ("owner/name", "main", {"split": "test", "revision": None}),
-        ("owner/name", None, {"split": "test", "revision": None}),
+        ("owner/name", "de", {"split": "test", "revision": "refs/convert/parquet", "streaming": False}),
+        ("owner/name", "main", {"split": "test", "revision": None, "streaming": False}),
+        ("owner/name", None, {"split": "test", "revision": None, "streaming": False}),
     ]

@@ -281,16 +281,17 @@ def test_pins_agree_with_the_stated_ranges_and_name_no_index() -> None:
     import tomllib
 
     from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     for extra in ("cpu", "gpu"):
         text = (ROOT / "requirements" / f"{extra}.txt").read_text()
         assert "://" not in text
         lines = [line.split("#")[0].strip() for line in text.splitlines()]
-        pins = {r.name.lower().replace("_", "-"): r for r in (Requirement(line) for line in lines if line)}
+        pins = {canonicalize_name(r.name): r for r in (Requirement(line) for line in lines if line)}
         stated = project["dependencies"] + project["optional-dependencies"][extra]
         for requirement in map(Requirement, stated + project["optional-dependencies"]["dev"]):
-            (specifier,) = pins[requirement.name.lower().replace("_", "-")].specifier
+            (specifier,) = pins[canonicalize_name(requirement.name)].specifier
             assert specifier.operator == "=="
             assert requirement.specifier.contains(specifier.version, prereleases=True), requirement
 
