@@ -16,7 +16,7 @@ from rlplatform.runs import RunFolder
 from .conftest import Finished, rlplatform
 from .test_demo import leaves
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]  # sixteen stages
 
 SMALL = "{num_sums: 300, num_stories: 300, num_facts: 400, num_long: 150, num_heldout: 10}"
 FEWER = [f"stages.mix_s{stage}.num_tokens=20000" for stage in (1, 2, 3)]
@@ -28,7 +28,8 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     tracked = base / "reads"
     tracked.mkdir()
     arguments = ("run", "configs/recipe/pretrain_mini.yaml", "--smoke", f"run_dir={base}/run")
-    done = rlplatform(*arguments, f"stages.raw.args={SMALL}", *FEWER, env={"RLPLATFORM_TRACK_READS": str(tracked)})
+    small = (f"stages.raw.args={SMALL}", *FEWER)
+    done = rlplatform(*arguments, *small, env={"RLPLATFORM_TRACK_READS": str(tracked)}, timeout=1100)
     assert done.returncode == 0, done.stderr[-4000:]
     return Finished(base / "run-smoke", tracked, done.stdout + done.stderr)
 

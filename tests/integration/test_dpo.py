@@ -26,7 +26,7 @@ from rlplatform.config import (
 from rlplatform.datafiles import DataError
 from rlplatform.runs import RunFolder
 
-pytestmark = pytest.mark.usefixtures("cluster")
+pytestmark = [pytest.mark.usefixtures("cluster"), pytest.mark.timeout(1200)]
 
 STEPS = 20
 

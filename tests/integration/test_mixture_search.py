@@ -18,7 +18,7 @@ from pretrain.proxies import ProxyError, run_points
 from rlplatform.config import ConfigError, MixtureSearchConfig
 from rlplatform.datafiles import DataError
 
-pytestmark = pytest.mark.usefixtures("cluster")
+pytestmark = [pytest.mark.usefixtures("cluster"), pytest.mark.timeout(1200)]
 
 
 def corpus(num: int, seed: int, kinds: tuple[str, ...]) -> list[Row]:

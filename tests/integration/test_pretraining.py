@@ -36,7 +36,7 @@ from rlplatform.config import (
 )
 from rlplatform.runs import RunFolder
 
-pytestmark = pytest.mark.usefixtures("cluster")
+pytestmark = [pytest.mark.usefixtures("cluster"), pytest.mark.timeout(1200)]
 
 STEPS, TOKENS_PER_STEP = 24, 256
 TIMING = ("seconds", "tokens_per_s")

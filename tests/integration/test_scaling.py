@@ -16,7 +16,7 @@ from pretrain.proxies import SmallRun, fresh_model, size_of_model
 from pretrain.scaling import find_law
 from rlplatform.config import ConfigError, ScalingLawConfig
 
-pytestmark = pytest.mark.usefixtures("cluster")
+pytestmark = [pytest.mark.usefixtures("cluster"), pytest.mark.timeout(1200)]
 
 SIZES = {
     "small": {"num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 32},

@@ -16,7 +16,7 @@ from pretrain.data.token_store import Manifest, TokenStore
 from pretrain.data.tokens import Encoder, TokenSettings, copies_path, write_tokens
 from rlplatform.datafiles import DataError
 
-pytestmark = pytest.mark.usefixtures("cluster")
+pytestmark = [pytest.mark.usefixtures("cluster"), pytest.mark.timeout(1200)]
 
 
 def corpus(num: int, seed: int) -> list[Row]:
