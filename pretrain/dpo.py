@@ -76,7 +76,12 @@ def run_dpo(
         rows = None if rows is None else list(rows)
         pairs, dropped = load(rows, lambda prompt: not aside(prompt))
         if config.heldout_share:
-            heldout, more = load(rows, aside)
+            try:
+                heldout, more = load(rows, aside)
+            except DataError as error:
+                raise DataError(
+                    f"{error}; of heldout_share={config.heldout_share:g}: raise it, set it to 0, or name a heldout.path"
+                ) from error
             dropped += more
     write_dropped(folder, dropped, num_kept=len(pairs), why=f"are equal or longer than {config.max_tokens} tokens")
     trained = fit(dpo_worker, config, folder, rows=pairs, heldout=heldout, progress=progress)

@@ -177,7 +177,7 @@ def test_the_loss_does_not_depend_on_how_pairs_are_cut(model: Path, tmp_path: Pa
 
 @pytest.mark.slow
 def test_reference_free_leaves_the_reference_out(model: Path, tmp_path: Path) -> None:
-    config = config_of(model, tmp_path, reference_free=True, num_steps=1)
+    config = config_of(model, tmp_path, reference_free=True, num_steps=1, heldout_share=0.0)
     result = run_dpo(config, rows=pairs_of(8, 3))
     assert not list(tmp_path.glob("*.npz"))
     pairs = loaded(config, pairs_of(8, 3))
@@ -194,5 +194,7 @@ def test_what_cannot_be_used_is_refused(model: Path, tmp_path: Path) -> None:
     same = [{"prompt": "a", "chosen": "b", "rejected": "b"}]
     with pytest.raises(DataError, match="expected at least one pair of two different conversations"):
         run_dpo(config_of(model, tmp_path), rows=same)
+    with pytest.raises(DataError, match=r"of heldout_share=0\.001: raise it"):
+        run_dpo(config_of(model, tmp_path, heldout_share=0.001), rows=pairs_of(4, 0))
     with pytest.raises(ConfigError, match="beta: expected > 0"):
         DPOConfig(beta=0.0)
