@@ -23,15 +23,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from model.chat import encode_segments, render_segments
-from model.messages import RenderError
 from model.moe import RouterRecord
 from pretrain.loop import export, measure, my_micro_batches, train_steps
-from pretrain.preference_data import EQUAL, TOO_LONG, PairColumns, Pairs, held_out, pack_pairs, read_pair
+from pretrain.preference_data import PairColumns, Pairs, held_out, read_pairs
 from pretrain.preference_step import members
 from pretrain.setup import TrainingResult, engine_for, fit, model_options, prepare, received, write_dropped
 from pretrain.step import packed
 from rlplatform.config import DPOConfig
-from rlplatform.datafiles import DataError, read_rows
+from rlplatform.datafiles import DataError
 
 if TYPE_CHECKING:
     import torch
@@ -110,37 +109,14 @@ def load_dpo_pairs(
     Raises:
         DataError: an unreadable row, a missing column, or not one usable pair.
     """
-    import json
-
     data = config.heldout if heldout else config.data
+
+    def write(prompt: Any, answer: Any, tools: Any) -> tuple[np.ndarray, np.ndarray, int]:
+        token_ids, mask = encoded(tokenizer, prompt, answer, tools, data.enable_thinking, data.system)
+        return token_ids, mask, int(mask.sum())
+
     columns = PairColumns(config.chosen, config.rejected)
-    source = read_rows(data) if rows is None else ((f"row {i}", dict(row)) for i, row in enumerate(rows, 1))
-    kept: list[tuple[str, list[tuple[np.ndarray, np.ndarray]]]] = []
-    dropped: list[dict[str, Any]] = []
-    for index, (where, row) in enumerate(source):
-        if data.limit and index >= data.limit:
-            break
-        row_id = str(row.get("id", f"{data.split}-{index}"))
-        prompt, answers, _, tools = read_pair(row, where, data, columns)
-        if not select(json.dumps(prompt, sort_keys=True, default=str)):
-            continue
-        try:
-            sides = [encoded(tokenizer, prompt, answer, tools, data.enable_thinking, data.system) for answer in answers]
-        except RenderError as error:
-            raise DataError(f"{where}: {error}") from error
-        tokens = max(len(token_ids) for token_ids, _ in sides)
-        equal = np.array_equal(sides[0][0], sides[1][0])
-        if equal or tokens > config.max_tokens:
-            why = EQUAL if equal else TOO_LONG
-            dropped.append({"id": row_id, "why": why, "tokens": tokens, "max_tokens": config.max_tokens})
-            continue
-        kept.append((row_id, sides))
-    if not kept:
-        raise DataError(
-            f"{data.path or 'rows'}: expected at least one pair of two different conversations of at most "
-            f"max_tokens={config.max_tokens} tokens, got none ({len(dropped)} were left out)"
-        )
-    return pack_pairs(kept, np.zeros(len(kept), dtype=np.float32)), dropped
+    return read_pairs(data, write, columns=columns, max_tokens=config.max_tokens, rows=rows, select=select)
 
 
 def encoded(

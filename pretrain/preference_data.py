@@ -15,7 +15,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,7 @@ from pretrain.examples import Examples, pack
 from rlplatform.config import DataConfig
 from rlplatform.data import normalise
 from rlplatform.datafiles import DataError, read_rows
-from rlplatform.preference_text import RewardText, Written
+from rlplatform.preference_text import RewardText
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 EQUAL, TOO_LONG = "chosen and rejected are equal", "too long"
 SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 Messages = list[dict[str, Any]]
+Side = tuple[np.ndarray, np.ndarray, int]  # token ids, targets, tokens of the last turn
 
 
 @dataclass(frozen=True)
@@ -103,8 +104,27 @@ def load_pairs(
     Raises:
         DataError: an unreadable row, a missing column, or not one usable row.
     """
+
+    def write(prompt: str | Messages, answer: str | Messages, tools: Any) -> Side:
+        written = text.write(tokenizer, prompt, answer, tools=tools)
+        last = np.arange(len(written.token_ids)) == len(written.token_ids) - 1
+        return written.token_ids, last, written.completion_tokens
+
+    return read_pairs(config, write, columns=columns, max_tokens=text.max_tokens, rows=rows, select=select)
+
+
+def read_pairs(
+    config: DataConfig,
+    write: Callable[[str | Messages, str | Messages, Any], Side],
+    *,
+    columns: PairColumns,
+    max_tokens: int,
+    rows: Iterable[Mapping[str, Any]] | None = None,
+    select: Callable[[str], bool] = lambda prompt: True,
+) -> tuple[Pairs, list[dict[str, Any]]]:
+    """``load_pairs`` with ``write(prompt, answer, tools)`` saying how a conversation becomes tokens and targets."""
     source = read_rows(config) if rows is None else ((f"row {i}", dict(row)) for i, row in enumerate(rows, 1))
-    kept: list[tuple[str, Written, Written, float]] = []
+    kept: list[tuple[str, list[Side], float]] = []
     dropped: list[dict[str, Any]] = []
     for index, (where, row) in enumerate(source):
         if config.limit and index >= config.limit:
@@ -114,45 +134,36 @@ def load_pairs(
         if not select(json.dumps(prompt, sort_keys=True, default=str)):
             continue
         try:
-            chosen, rejected = (text.write(tokenizer, prompt, answer, tools=tools) for answer in answers)
+            sides = [write(prompt, answer, tools) for answer in answers]
         except RenderError as error:
             raise DataError(f"{where}: {error}") from error
-        tokens = max(len(chosen.token_ids), len(rejected.token_ids))
-        equal = np.array_equal(chosen.token_ids, rejected.token_ids)
-        if equal or tokens > text.max_tokens:
+        tokens = max(len(token_ids) for token_ids, _, _ in sides)
+        equal = np.array_equal(sides[0][0], sides[1][0])
+        if equal or tokens > max_tokens:
             why = EQUAL if equal else TOO_LONG
-            dropped.append({"id": row_id, "why": why, "tokens": tokens, "max_tokens": text.max_tokens})
+            dropped.append({"id": row_id, "why": why, "tokens": tokens, "max_tokens": max_tokens})
             continue
-        kept.append((row_id, chosen, rejected, margin))
+        kept.append((row_id, sides, margin))
     if not kept:
         reasons = ", ".join(f"{sum(d['why'] == why for d in dropped)} {why}" for why in (TOO_LONG, EQUAL))
         raise DataError(
             f"{config.path or 'rows'}: expected at least one pair of two different conversations of at most "
-            f"max_tokens={text.max_tokens} tokens, got none ({reasons})"
+            f"max_tokens={max_tokens} tokens, got none ({reasons})"
         )
     return _pack(kept), dropped
 
 
-def _pack(pairs: Sequence[tuple[str, Written, Written, float]]) -> Pairs:
-    sides = [
-        (row_id, [(w.token_ids, np.arange(len(w.token_ids)) == len(w.token_ids) - 1) for w in both])
-        for row_id, *both, _ in pairs
+def _pack(pairs: Sequence[tuple[str, Sequence[Side], float]]) -> Pairs:
+    rows = [
+        (f"{row_id}/{name}", token_ids, mask)
+        for row_id, sides, _ in pairs
+        for name, (token_ids, mask, _) in zip(("chosen", "rejected"), sides, strict=True)
     ]
-    found = pack_pairs(sides, np.array([margin for *_, margin in pairs], dtype=np.float32))
-    lengths = [w.completion_tokens for _, *both, _ in pairs for w in both]
-    return replace(found, completion_tokens=np.array(lengths, dtype=np.int64))
-
-
-def pack_pairs(pairs: Sequence[tuple[str, Sequence[tuple[np.ndarray, np.ndarray]]]], margins: np.ndarray) -> Pairs:
-    """From (id, (token ids and mask of the chosen, of the rejected)); completion tokens are the targets."""
-    examples = pack(
-        [
-            (f"{row_id}/{side}", token_ids, mask)
-            for row_id, both in pairs
-            for side, (token_ids, mask) in zip(("chosen", "rejected"), both, strict=True)
-        ]
+    return Pairs(
+        examples=pack(rows),
+        margins=np.array([margin for *_, margin in pairs], dtype=np.float32),
+        completion_tokens=np.array([length for _, sides, _ in pairs for *_, length in sides], dtype=np.int64),
     )
-    return Pairs(examples, margins, examples.loss_tokens)
 
 
 def held_out(prompt: str, *, seed: int, share: float) -> bool:
