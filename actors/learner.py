@@ -119,6 +119,11 @@ class LearnerGroup:
         self._on_all(LearnerWorker.start, config, model_path, *self._address, timeout_s=timeout_s)
 
     @property
+    def failure(self) -> str:
+        """Why the group is out of service; "" while it is not. It stays so: start another."""
+        return self._failure
+
+    @property
     def entropy_coef(self) -> float:
         """Of the entropy bonus in the next update: the controller's, where ``algorithm.entropy_target`` is set."""
         return self._entropy.alpha if self._entropy is not None else self.config.algorithm.entropy_coef

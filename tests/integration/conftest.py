@@ -30,6 +30,8 @@ def start_learner(cluster: None) -> Iterator[StartLearner]:
 
     def started(config: RLConfig, model: str) -> LearnerGroup:
         ranks = config.learner.num_workers
+        if ranks in groups and groups[ranks].failure:  # its test has failed; the others are to tell their own tale
+            groups.pop(ranks).close()
         if ranks in groups:
             groups[ranks].restart(config, model)
         else:

@@ -57,7 +57,7 @@ def configuration(teacher: str, ranks: int = 1, *, budget: int = 8192, top_k: in
         ),
         optimizer=PLAIN_GRADIENT,
         learner=LearnerConfig(
-            num_workers=ranks, max_tokens_per_micro_batch=budget, logprob_chunk_tokens=16, call_timeout_s=60.0
+            num_workers=ranks, max_tokens_per_micro_batch=budget, logprob_chunk_tokens=16, call_timeout_s=300.0
         ),
     )
 

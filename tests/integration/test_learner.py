@@ -72,7 +72,7 @@ def configuration(ranks: int = 1, *, stage: int = 2, budget: int = 8192, **chang
         zero_stage=stage,
         max_tokens_per_micro_batch=budget,
         logprob_chunk_tokens=64,
-        call_timeout_s=60.0,
+        call_timeout_s=300.0,
     )
     fields: dict[str, Any] = {
         "num_steps": 4,

@@ -145,7 +145,7 @@ def configuration(**algorithm: Any) -> RLConfig:
         reward=RewardConfig(functions={"math": 1.0}),
         algorithm=AlgorithmConfig(**algorithm),
         optimizer=OptimizerConfig(lr=0.0),
-        learner=LearnerConfig(cpus_per_worker=0.5, zero_stage=0, call_timeout_s=60.0),
+        learner=LearnerConfig(cpus_per_worker=0.5, zero_stage=0, call_timeout_s=300.0),
     )
 
 
