@@ -53,7 +53,7 @@ _RL_KEYS = ("prompts_per_step", "group_size", "updates_per_step", "sampling", "r
 def entropy_runs(settings: Settings) -> Iterator[Run]:
     folder, recipe = parent_of(settings, *_ENTROPY_NEEDS)
     overrides = [
-        *same_as(recipe, "control", (*_RL_KEYS, "algorithm"), of="reasoning"),
+        *same_as(recipe, "control", _RL_KEYS, of="reasoning"),  # its algorithm is what is looked at
         f"stages.control.model.path={shown(folder / 'cold' / 'model')}",
         f"stages.control.data.path={shown(folder / 'rl_queries')}",
         f"stages.control.evaluation.data.path={shown(folder / 'data')}",
@@ -158,10 +158,11 @@ MORE_STEPS = 4
 
 
 def cold_start_runs(settings: Settings) -> Iterator[Run]:
-    needed = ("base", "cold_data", "rl_queries")
+    needed = ("base", "cold_data", "cold", "rl_queries")
     folder, recipe = parent_of(settings, *needed)
     key = parent_key(folder, *needed)
-    cold_keys = ("num_steps", "tokens_per_step", "max_tokens", "optimizer")
+    cold_keys = ("tokens_per_step", "max_tokens", "optimizer")
+    steps = int(done_of(folder, "cold", STAGES)["summary"]["steps"])  # it ends by ability, these by number
     common = [
         *same_as(recipe, "cold", cold_keys, of="cold"),
         *same_as(recipe, "rl", (*_RL_KEYS, "algorithm"), of="reasoning"),
@@ -171,11 +172,10 @@ def cold_start_runs(settings: Settings) -> Iterator[Run]:
         f"stages.rl.data.path={shown(folder / 'rl_queries')}",
     ]
     for count in COUNTS:
-        name = f"cold_start/{key}-{count or 'all'}"
-        yield Run(name, "findings/cold_start.yaml", (*common, f"stages.cold.data.limit={count}"))
-    steps = MORE_STEPS * int(recipe["stages"]["cold"]["num_steps"])
-    more = [one for one in common if not one.startswith("stages.cold.num_steps=")]
-    yield Run(f"cold_start/{key}-all-long", "findings/cold_start.yaml", (*more, f"stages.cold.num_steps={steps}"))
+        own = (f"stages.cold.data.limit={count}", f"stages.cold.num_steps={steps}")
+        yield Run(f"cold_start/{key}-{count or 'all'}", "findings/cold_start.yaml", (*common, *own))
+    own = ("stages.cold.data.limit=0", f"stages.cold.num_steps={MORE_STEPS * steps}")
+    yield Run(f"cold_start/{key}-all-long", "findings/cold_start.yaml", (*common, *own))
 
 
 def collect_cold_start(settings: Settings) -> Numbers:
@@ -260,7 +260,10 @@ STUDIES = (
             "Section 4.2: entropy was kept rising steadily or stable by controlling exploration and exploitation, over "
             "170 steps in one run without manual changes (AIME'24 70.1 to 85.1, Qwen3-235B-A22B); how is not said."
         ),
-        chosen="Target and step of the coefficient are the recipe's, tuned on seed 0; so are the other settings.",
+        chosen=(
+            "Target and step of the coefficient were tuned on seed 0's runs, over fewer steps; the other settings are "
+            "the recipe's."
+        ),
         runs=entropy_runs,
         collect=collect_entropy,
         section=section_entropy,
@@ -274,7 +277,10 @@ STUDIES = (
             "Section 4.1: both samples and steps of the cold start should be minimised, it is to plant the pattern and "
             "leave room for RL. No numbers."
         ),
-        chosen="Learning rate and steps are the recipe's, tuned with all samples; fewer samples were not tuned again.",
+        chosen=(
+            "Learning rate and batch are the recipe's, the steps those after which its own stage ended; fewer samples "
+            "were not tuned again."
+        ),
         runs=cold_start_runs,
         collect=collect_cold_start,
         section=section_cold_start,

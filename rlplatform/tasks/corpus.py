@@ -2,14 +2,16 @@
 
 sums      rows of additions and subtractions of small numbers
 stories   who did what where, in a closed vocabulary
-facts     who keeps what; some of it asked for again at the end: what was planted must be found in the context
-long      the same with more facts between, for the long-context stage
+facts     who keeps what; some of it said again at the end: what was planted must be found in the context
+long      a story of many sentences with facts planted anywhere in it, some said again at the end
 heldout_sums, heldout_stories, heldout_facts      the same, never trained on
 """
 
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from rlplatform.tasks.general.words import ADJECTIVES, ANIMALS, CITIES, COLOURS, FRUITS, NAMES, THINGS, with_article
@@ -25,7 +27,8 @@ def documents(
     num_facts: int = 6000,
     num_long: int = 3000,
     num_heldout: int = 200,
-    long_facts: tuple[int, int] = (24, 60),
+    long_facts: tuple[int, int] = (4, 16),
+    long_sentences: tuple[int, int] = (8, 40),
 ) -> dict[str, list[Row]]:
     """Rows with ``text`` and ``id`` of every split; equal arguments give equal rows, and no text stands in two splits.
 
@@ -35,12 +38,11 @@ def documents(
     sizes = {"sums": num_sums, "stories": num_stories, "facts": num_facts, "long": num_long}
     if min(*sizes.values(), num_heldout) < 1:
         raise ValueError(f"corpus: expected sizes >= 1, got {sizes} and num_heldout={num_heldout}")
-    few, many = (2, 12), tuple(long_facts)
     makers = {
         "sums": _sums,
         "stories": _story,
-        "facts": lambda rng: _facts(rng, rng.randint(*few)),
-        "long": lambda rng: _facts(rng, rng.randint(*many)),
+        "facts": lambda rng: " ".join(_facts(rng, rng.randint(2, 12))),
+        "long": lambda rng: _long(rng, rng.randint(*long_facts), rng.randint(*long_sentences)),
     }
     found: dict[str, list[Row]] = {}
     for name, size in sizes.items():
@@ -64,9 +66,14 @@ def _sums(rng: random.Random) -> str:
 
 
 def _story(rng: random.Random) -> str:
+    return " ".join(_sentences(rng, rng.randint(2, 6)))
+
+
+def _sentences(rng: random.Random, num: int) -> list[str]:
+    """Somebody, and ``num`` sentences of what happens."""
     name, place = rng.choice(NAMES), rng.choice(CITIES)
     sentences = [f"{name} lives in {place}."]
-    for _ in range(rng.randint(2, 6)):
+    for _ in range(num):
         animal, thing, colour = rng.choice(ANIMALS), rng.choice(THINGS), rng.choice(COLOURS)
         sentences.append(
             rng.choice(
@@ -78,17 +85,87 @@ def _story(rng: random.Random) -> str:
                 )
             )
         )
-    return " ".join(sentences)
+    return sentences
 
 
-def _facts(rng: random.Random, num: int) -> str:
+def _facts(rng: random.Random, num: int) -> list[str]:
     """``num`` facts of different keys, then some of them again."""
+    planted, asked = _planted(rng, num)
+    return [*planted, *asked]
+
+
+def _long(rng: random.Random, num_facts: int, num_sentences: int) -> str:
+    """Facts anywhere in a story, some of them again at the end."""
+    planted, asked = _planted(rng, num_facts)
+    return " ".join([*_mixed(rng, _sentences(rng, num_sentences), planted), *asked])
+
+
+def _planted(rng: random.Random, num: int) -> tuple[list[str], list[str]]:
     keys = rng.sample([f"{colour} {animal}" for colour in COLOURS for animal in ANIMALS], num)
     values = {key: rng.choice(THINGS) for key in keys}
     asked = rng.sample(keys, min(num, 2 + num // 4))
-    return " ".join([*(fact(key, values[key]) for key in keys), *(fact(key, values[key]) for key in asked)])
+    return [fact(key, values[key]) for key in keys], [fact(key, values[key]) for key in asked]
+
+
+def _mixed(rng: random.Random, sentences: list[str], planted: list[str]) -> list[str]:
+    """``planted``, in order, at random places among ``sentences``, none before the first."""
+    places = sorted(rng.randint(1, len(sentences)) for _ in planted)
+    found = list(sentences)
+    for place, text in zip(reversed(places), reversed(planted), strict=True):
+        found.insert(place, text)
+    return found
 
 
 def fact(key: str, value: str) -> str:
     """One planted fact; asked for by its text up to the value."""
     return f"The {key} keeps the {value}."
+
+
+# --- looking for one of them in a long text --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Needle:
+    """A text that ends where the value of one planted fact is to come."""
+
+    text: str
+    answer: str
+    depth: float  # where the fact stands: 0 at the beginning, 1 at the end
+
+
+def needles(
+    seed: int, num: int, max_tokens: int, count_tokens: Callable[[str], int], *, num_facts: int = 8
+) -> Iterator[Needle]:
+    """``num`` texts of at most ``max_tokens`` and nearly as many, each with ``num_facts`` facts, one asked for.
+
+    Stories of sentences as ``long`` has them fill what facts and question leave; the asked fact stands at depths spread
+    evenly over the texts, the others anywhere. Equal arguments give equal texts.
+
+    Raises:
+        ValueError: ``max_tokens`` is too small for facts and question.
+    """
+    rng = random.Random(f"needles/{seed}")
+    for k in range(num):
+        depth = (k + rng.random()) / num
+        planted, _ = _planted(rng, num_facts)
+        wanted, *others = planted
+        question, _, value = wanted.rstrip(".").rpartition(" ")
+        left = max_tokens - count_tokens(" ".join([*planted, question]))
+        if left < 0:
+            raise ValueError(
+                f"needles: expected max_tokens >= {max_tokens - left} for {num_facts} facts, got {max_tokens}"
+            )
+        sentences: list[str] = []
+        while True:
+            story = _sentences(rng, rng.randint(8, 40))
+            sizes = [count_tokens(" " + sentence) for sentence in story]
+            taken = 0
+            while taken < len(story) and sizes[taken] <= left:
+                left -= sizes[taken]
+                taken += 1
+            sentences += story[:taken]
+            if taken < len(story):
+                break
+        haystack = _mixed(rng, sentences, others) if sentences else others
+        haystack.insert(round(depth * len(haystack)), wanted)
+        yield Needle(" ".join([*haystack, question]), value, depth)

@@ -132,6 +132,25 @@ def general_answers(seed: int, tasks: Sequence[str], num: int) -> tuple[list[Row
     return answers, thoughts
 
 
+def general_tasks(seed: int, *, num_sums: int = 900, **settings: Any) -> dict[str, list[Row]]:
+    """The splits of ``rlplatform.tasks.general.suite``, and in ``train`` also ``num_sums`` sums as task ``sums``.
+
+    Without them general RL forgets what reasoning RL has learned. The sums are the first of ``problems(seed)["rl"]``.
+
+    Raises:
+        ValueError: more sums than there are; settings that ``suite`` refuses.
+    """
+    made = suite(seed, **settings)
+    sums = problems(seed)["rl"]
+    if num_sums > len(sums):
+        raise ValueError(f"general_tasks: expected num_sums <= {len(sums)}, got {num_sums}")
+    for row in sums[:num_sums]:
+        prompt = [{"role": "user", "content": row["prompt"]}]
+        made["train"].append({**row, "prompt": prompt, "task": "sums", "thinking": True})
+    random.Random(f"mini/{seed}/general").shuffle(made["train"])
+    return made
+
+
 def unverifiable(queries: Sequence[Row]) -> list[Row]:
     """One of each kind that the query filters drop, for every fifty queries."""
     made: list[Row] = []

@@ -249,8 +249,9 @@ def parent(root: Path) -> Path:
     reward = {"functions": {"math": 0.9, "format": 0.1}}
     rl = {"kind": "rl", "group_size": 4, "reward": reward, "algorithm": {"entropy_target": 0.3, "clip_high": 0.28}}
     student = {"kind": "rl", "num_steps": 7, "group_size": 2, "algorithm": {"loss": "distillation"}}
-    cold = {"kind": "sft", "num_steps": 50, "model": {"path": "stage:base"}}
+    cold = {"kind": "sft", "num_steps": 80, "model": {"path": "stage:base"}}
     recipe(folder, {**stages, "cold": cold, "reasoning": rl, "student": student})
+    stage_done(folder, "cold", summary={"rows": 90, "steps": 50})
     return folder
 
 
@@ -262,15 +263,16 @@ def test_studies_take_the_recipe_s_own_settings(tmp_path: Path) -> None:
     (run,) = ablations.entropy_runs(settings)
     config = load(ROOT / "configs" / run.config, run.overrides)
     arms = config.stages  # type: ignore[union-attr]
-    assert arms["control"]["algorithm"]["entropy_target"] == 0.3
+    assert arms["control"]["algorithm"]["entropy_target"] != 0.3  # its own: what the study is about
+    assert arms["control"]["reward"]["functions"] == {"math": 0.9, "format": 0.1}
     assert (arms["none"]["group_size"], arms["none"]["algorithm"]["entropy_target"]) == (4, 0.0)
     assert arms["none"]["model"]["path"] == str(folder / "cold" / "model")
-    stage_done(folder, "cold", key="another")
+    stage_done(folder, "cold", key="another", summary={"rows": 90, "steps": 50})
     assert next(ablations.entropy_runs(settings)).name != run.name  # other models, another folder
     runs = list(ablations.cold_start_runs(settings))
-    assert [one.overrides[-1] for one in runs[:-1]] == [f"stages.cold.data.limit={n}" for n in (16, 32, 64, 128, 0)]
-    last = load(ROOT / "configs" / runs[-1].config, runs[-1].overrides).stages["cold"]  # type: ignore[union-attr]
-    assert (last["num_steps"], last["data"]["limit"]) == (200, 0)
+    colds = [load(ROOT / "configs" / one.config, one.overrides).stages["cold"] for one in runs]  # type: ignore[union-attr]
+    assert [one["data"]["limit"] for one in colds] == [16, 32, 64, 128, 0, 0]
+    assert [one["num_steps"] for one in colds] == [50] * 5 + [200]  # after 50 steps the recipe's own had ended
 
 
 def test_entropy(tmp_path: Path) -> None:

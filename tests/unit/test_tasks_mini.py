@@ -17,7 +17,7 @@ from rlplatform.stages.checklists import check_responses
 from rlplatform.stages.fusion import usable
 from rlplatform.stages.query_filters import not_verifiable
 from rlplatform.stages.records import apply_filters
-from rlplatform.tasks.mini import GENERAL, problems
+from rlplatform.tasks.mini import GENERAL, general_tasks, problems
 
 CONFIG = Path(__file__).parents[2] / "configs/recipe/qwen3_mini.yaml"
 
@@ -92,6 +92,19 @@ def test_thoughts_are_samples_of_the_general_tasks(splits: dict[str, list[dict[s
 def test_every_second_prompt_of_the_student_asks_for_no_thought(splits: dict[str, list[dict[str, Any]]]) -> None:
     assert [row["thinking"] for row in splits["student"]] == [True, False] * 50
     assert all(row["prompt"].endswith("/no_think") != row["thinking"] for row in splits["student"])
+
+
+def test_general_tasks_keep_sums_among_them_and_none_of_the_test() -> None:
+    made = general_tasks(0, num_sums=40, tasks=["mode_single"], num_sft=0, num_train=20, num_test=10)
+    own = [row for row in made["train"] if row["task"] == "sums"]
+    assert (len(own), len(made["train"]), len(made["test"])) == (40, 60, 10)
+    assert made["train"][:40] != own  # mixed
+    asked = {row["prompt"][0]["content"] for row in own}
+    known = problems(0)
+    assert asked == {row["prompt"] for row in known["rl"][:40]}
+    assert not asked & {row["prompt"] for row in known["test"]}
+    with pytest.raises(ValueError, match="expected num_sums <= 1500, got 2000"):
+        general_tasks(0, num_sums=2000, tasks=["mode_single"], num_sft=0, num_train=20, num_test=0)
 
 
 def test_the_recipe_and_its_smoke_twin_load() -> None:
