@@ -37,19 +37,24 @@ def long_domains(seed: int, *, num: int = 300, num_heldout: int = 30, characters
     return found
 
 
-def half_spoilt(seed: int, *, num: int = 2400, num_heldout: int = 200) -> dict[str, list[Row]]:
-    """The three domains; in half of the documents of each the words are in disorder. Held out: none is.
+def half_spoilt(seed: int, *, num: int = 6000, num_curated: int = 100, num_heldout: int = 100) -> dict[str, list[Row]]:
+    """Splits are the domains, in half of whose documents the words are in disorder; ``curated`` and ``heldout_DOMAIN``
+    have none of those. No text stands in two splits.
 
-    A column ``order`` says it, which no stage takes as a label: labellers have to find out.
+    No column says which are spoilt: labellers have to find out.
     """
     sizes = {f"num_{name}": num // len(DOMAINS) for name in DOMAINS}
-    found = corpus.documents(seed, num_long=1, num_heldout=num_heldout, **sizes)
-    found.pop("long")
+    made = corpus.documents(seed, num_long=1, num_heldout=num_curated + num_heldout, **sizes)
     rng = random.Random(f"half_spoilt/{seed}")
+    found: dict[str, list[Row]] = {"curated": []}
     for name in DOMAINS:
-        for row in found[name][::2]:
+        rows = made[name]
+        for row in rows[::2]:
             words = row["text"].split()
             rng.shuffle(words)
             row["text"] = " ".join(words)
-        rng.shuffle(found[name])
+        rng.shuffle(rows)
+        found[name] = rows
+        found["curated"] += made[f"heldout_{name}"][:num_curated]
+        found[f"heldout_{name}"] = made[f"heldout_{name}"][num_curated:]
     return found
