@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 NAME = "distillation"
 ARMS = {"student": "on-policy distillation", "rl": "reinforcement (GRPO)"}
-RATES = {"student": (2e-4, 5e-4, 1e-3), "rl": (1e-4, 2e-4, 4e-4)}
+RATES = {"student": (1e-4, 2e-4, 4e-4), "rl": (1e-4, 2e-4, 4e-4)}
 KS = (1, 2, 4, 8)
 MODES = ("thinking", "plain")
 _NEEDED = ("data", "general_data", "general", "student_off_policy")
