@@ -157,10 +157,9 @@ def _set_partitioned(engine: TrainEngine, parameter: nn.Parameter, values: dict[
 
 def _flat_masters(engine: TrainEngine) -> list[Any]:
     """What AdamW updates: the parameters themselves, or ZeRO's flat float32 slices of them."""
-    if engine.zero_stage == 0:
-        return [p for group in engine.optimizer.param_groups for p in group["params"]]
-    name = "fp32_partitioned_groups_flat" if engine.zero_stage == 3 else "single_partition_of_fp32_groups"
-    return list(getattr(engine.zero_optimizer, name))
+    if engine.zero_stage == 3:
+        return list(engine.zero_optimizer.fp32_partitioned_groups_flat)
+    return [p for group in engine.optimizer.param_groups for p in group["params"]]
 
 
 def _make_moments(engine: TrainEngine) -> None:
