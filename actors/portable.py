@@ -1,7 +1,7 @@
 """A checkpoint that any number of ranks and any ZeRO stage continues: whole tensors under the parameters' names.
 
     portable.safetensors    NAME, and of trained parameters NAME/exp_avg and NAME/exp_avg_sq; float32
-    engine.json             place in the schedule
+    engine.json             place in the schedule, steps that Adam took
 
 DeepSpeed's own checkpoint is cut the way its engine is (``TrainEngine.save``) and holds every rank's random state. This
 one is gathered tensor by tensor and written by rank 0 alone, so it can be written while training goes on. The same
@@ -40,7 +40,7 @@ def gather(engine: TrainEngine) -> Callable[[Path], None]:
         for key, whole in _whole(engine, parameter).items():
             if engine.rank == 0:
                 tensors[f"{name}/{key}" if key else name] = whole.detach().to("cpu", torch.float32, copy=True)
-    state = {name: getattr(engine, name) for name in COUNTERS}
+    state = {**{name: getattr(engine, name) for name in COUNTERS}, "adam_steps": _adam_steps(engine)}
 
     def write(folder: Path) -> None:
         from safetensors.torch import save_file
@@ -58,6 +58,8 @@ def is_portable(folder: Path) -> bool:
 
 def load(engine: TrainEngine, folder: Path, *, counters: bool = True) -> None:
     """All ranks: weights, Adam moments and, unless ``counters`` is off, the place in the schedule.
+
+    Adam's own steps come either way: they are more than the schedule's where a stage took moments over.
 
     Raises:
         RunStopped: the checkpoint is of another model; the message names the first parameter that differs.
@@ -82,7 +84,8 @@ def load(engine: TrainEngine, folder: Path, *, counters: bool = True) -> None:
             if parameter.requires_grad:
                 values |= {key: file.get_tensor(f"{name}/{key}") for key in MOMENTS}
             _set(engine, parameter, values)
-    _set_adam_steps(engine, int(state["num_steps"]) - int(state["num_skipped"]))
+    for master in _flat_masters(engine):
+        engine.optimizer.state[master]["step"].fill_(state["adam_steps"])
     if counters:
         for name in COUNTERS:
             setattr(engine, name, state[name])
@@ -175,6 +178,6 @@ def _make_moments(engine: TrainEngine) -> None:
         engine.zero_optimizer._lazy_init_hp_params_optimizer_state()
 
 
-def _set_adam_steps(engine: TrainEngine, steps: int) -> None:
-    for master in _flat_masters(engine):
-        engine.optimizer.state[master]["step"].fill_(steps)
+def _adam_steps(engine: TrainEngine) -> int:
+    """Those that Adam's bias correction counts; 0 before the first."""
+    return int(engine.optimizer.state.get(_flat_masters(engine)[0], {}).get("step", 0))

@@ -76,3 +76,23 @@ def test_every_engine_goes_on_bit_for_bit(zero_stage: int, dtype: str, tmp_path:
     expected = weights_of(whole)
     for name, tensor in weights_of(again).items():
         assert torch.equal(tensor, expected[name]), name
+
+
+@pytest.mark.parametrize("zero_stage", [0, 2])
+def test_a_stage_that_took_moments_over_goes_on_bit_for_bit(zero_stage: int, tmp_path: Path) -> None:
+    """Adam has taken more steps than this stage: its bias correction must not begin again."""
+    before = engine_of(zero_stage)
+    train(before, range(5))
+    first = saved(before, tmp_path / "first")
+    whole = engine_of(zero_stage)
+    portable.load(whole, first, counters=False)
+    train(whole, range(5, 7))
+    middle = saved(whole, tmp_path / "middle")
+    train(whole, range(7, 9))
+    again = engine_of(zero_stage)
+    portable.load(again, middle)
+    assert again.num_steps == 2
+    train(again, range(7, 9))
+    expected = weights_of(whole)
+    for name, tensor in weights_of(again).items():
+        assert torch.equal(tensor, expected[name]), name
