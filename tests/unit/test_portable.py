@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -96,3 +97,13 @@ def test_a_stage_that_took_moments_over_goes_on_bit_for_bit(zero_stage: int, tmp
     expected = weights_of(whole)
     for name, tensor in weights_of(again).items():
         assert torch.equal(tensor, expected[name]), name
+
+
+def test_what_is_drawn_at_random_goes_on_as_well(tmp_path: Path) -> None:
+    engine = engine_of()
+    folder = saved(engine, tmp_path / "zero")
+    drawn = (random.random(), np.random.random(), torch.rand(2).tolist())
+    portable.load(engine, folder)
+    assert (random.random(), np.random.random(), torch.rand(2).tolist()) == drawn
+    portable.load(engine, folder, counters=False)  # another stage: its own seed counts
+    assert torch.rand(2).tolist() != drawn[2]
