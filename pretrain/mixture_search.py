@@ -153,7 +153,8 @@ class Search:
         config = self.config
         points = [{"theta": list(theta), "seed": seed} for theta, seed in zip(thetas, seeds, strict=True)]
         run = SmallRun(config.architecture, self._vocab_size, config.rows_per_step, config.lr)
-        settings = [asdict(run), config.proxy_tokens, config.max_copies, self._row_tokens, sorted(config.heldout)]
+        measured = {name: asdict(TokenStore(path).manifest) for name, path in sorted(config.heldout.items())}
+        settings = [asdict(run), config.proxy_tokens, config.max_copies, self._row_tokens, measured]
         return run_points(
             proxy,
             points,
