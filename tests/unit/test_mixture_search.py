@@ -1,4 +1,4 @@
-"""What a search keeps its small runs under."""
+"""What a search keeps its small runs under, and that every one of them trains on as much."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import pytest
 from pretrain import mixture_search
 from pretrain.data.packing import concatenate
 from pretrain.data.token_store import Manifest, TokenStore, write_manifest, write_shard
-from pretrain.data.weighting import Weighting
-from pretrain.mixture_search import Corpus, Search, heldout_rows
+from pretrain.data.weighting import Feature, Weighting
+from pretrain.mixture_search import Corpus, Search, heldout_rows, proxy
+from pretrain.proxies import SmallRun, TextRows, Trained
 from rlplatform.config import MixtureSearchConfig
 from rlplatform.runs import RunFolder
 
@@ -59,3 +60,20 @@ def test_other_held_out_tokens_are_other_runs(tmp_path: Path, monkeypatch: pytes
         search.losses("uniform", Weighting((), ()), [1])
     assert keys[0] == keys[1] != keys[2]
     assert json.loads(keys[0])
+
+
+def test_every_run_trains_on_as_many_tokens_whatever_its_mixture_drew(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+
+    def counted(run: SmallRun, rows: TextRows, heldout: Any) -> Trained:
+        assert rows.cu_texts[-1] == rows.cu_rows[-1] == len(rows.token_ids)
+        sizes.append(len(rows.token_ids))
+        return Trained()
+
+    monkeypatch.setattr(mixture_search, "train_small", counted)
+    corpus, feature = corpus_of(texts_of(60, seed=0)), Feature("kind", "a", 0.5, 1.0)
+    for theta in (-1.0, 0.0, 1.0):
+        for seed in range(5):
+            run = SmallRun({}, 100, rows_per_step=2, lr=0.1)
+            proxy(corpus, (feature,), {}, run, 400, 4.0, ROW, theta=[theta], seed=seed)
+    assert sizes == [400] * 15
