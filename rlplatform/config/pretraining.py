@@ -229,6 +229,11 @@ class PretrainConfig(TrackedReads):
                 not (tokens and steps),
                 f"{name}_tokens={tokens} and optimizer.{name}_steps={steps}: expected one of them, they say the same",
             )
+        require(
+            not (self.decay_tokens and self.optimizer.decay == "constant"),
+            f"decay_tokens={self.decay_tokens}: expected optimizer.decay linear or cosine with it, got constant, which "
+            "never falls",
+        )
 
     @property
     def files(self) -> list[str]:
