@@ -28,7 +28,7 @@ from pretrain.data.tokens import SEPARATOR
 from pretrain.loop import export, measure, train_steps
 from pretrain.setup import TrainingResult, engine_for, model_options
 from pretrain.step import model_inputs
-from pretrain.train import run_on_ray_train
+from pretrain.train import drop_lines_after, run_on_ray_train
 from rlplatform import checkpoint
 from rlplatform.config import ConfigError, PretrainConfig
 from rlplatform.flops import forward_flops
@@ -333,7 +333,9 @@ class Watch:
         if self.engine.rank == 0:
             rows = complete(self.engine, self.config)
             lines = [json.dumps({"step": step, **row}, ensure_ascii=False) + "\n" for row in rows]
-            with open(self.folder.path / COMPLETIONS, "a", encoding="utf-8") as file:
+            path = self.folder.path / COMPLETIONS
+            drop_lines_after(path, step - 1)  # of a run that got further before it was killed
+            with open(path, "a", encoding="utf-8") as file:
                 file.writelines(lines)
         dist.barrier()
 

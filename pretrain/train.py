@@ -232,11 +232,16 @@ def _broadcast(value: Any) -> Any:
     return box[0]
 
 
-def drop_metrics_after(folder: RunFolder, step: int) -> None:
-    """Forget what was logged after the checkpoint of ``step``: those steps run again."""
-    kept = [row for row in folder.read_metrics() if row["step"] <= step]
-    if folder.metrics_file.exists():
-        write_atomically(folder.metrics_file, "".join(json.dumps(row) + "\n" for row in kept))
+def drop_lines_after(path: Path, step: int) -> None:
+    """Forget the lines of a JSONL file that later steps than ``step`` wrote, and one cut by a kill: they run again."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").split("\n"):
+        with suppress(json.JSONDecodeError):
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+    write_atomically(path, "".join(kept))
 
 
 # --- in the driver --------------------------------------------------------------------------------------------------

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from model.config import PRESETS
+from pretrain import pretraining
 from pretrain.data.packing import concatenate
 from pretrain.data.token_store import Manifest, write_manifest, write_shard
-from pretrain.pretraining import run_pretraining
+from pretrain.pretraining import COMPLETIONS, Watch, run_pretraining
 from rlplatform.config import (
     CompletionsConfig,
     ConfigError,
@@ -22,6 +24,7 @@ from rlplatform.config import (
     PackedDataConfig,
     PretrainConfig,
 )
+from rlplatform.runs import RunFolder
 
 ROW = 64
 STARTS = "Ray is not running"  # what is said where nothing was refused
@@ -63,7 +66,7 @@ def test_a_step_that_rows_cannot_fill_is_refused(config: PretrainConfig) -> None
 
 def test_rows_beyond_the_models_positions_are_refused(config: PretrainConfig, tmp_path: Path) -> None:
     long = PackedDataConfig(tokens=packed(tmp_path / "long", 4 * ROW))
-    with pytest.raises(ConfigError, match="rows of 256 tokens, .* has positions for 128"):
+    with pytest.raises(ConfigError, match=r"rows of 256 tokens, .* has positions for 128"):
         run_pretraining(replace(config, data=long, tokens_per_step=8 * ROW))
     stretched = replace(config.model, yarn_factor=2.0, yarn_original_length=2 * ROW)
     with pytest.raises(ConfigError, match=STARTS):
@@ -88,3 +91,17 @@ def test_what_only_a_native_model_gives_is_refused_of_others(
     other = model_of(tmp_path / "other", attention_bias=True)
     with pytest.raises(ConfigError, match=rf"{name}: expected a native model .*attention_bias"):
         run_pretraining(replace(config, model=other, **changes))
+
+
+def test_completions_of_a_step_that_runs_again_stand_once(
+    config: PretrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pretraining, "complete", lambda engine, config: [{"prompt": "a", "completion": "b"}])
+    monkeypatch.setattr("torch.distributed.barrier", lambda: None)
+    asked = CompletionsConfig(prompts=("a",), every=2)
+    engine: Any = SimpleNamespace(rank=0)
+    watch = Watch(engine, replace(config, completions=asked, num_tokens=2000), RunFolder(tmp_path), None)
+    for step in (2, 4, 4, 6):  # killed behind 4, resumed behind 2
+        watch({"step": step})
+    lines = (tmp_path / COMPLETIONS).read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [2, 4, 6]
