@@ -134,6 +134,11 @@ class ScalingLawConfig(TrackedReads):
         require(min(self.num_tokens, default=0) > 0, f"num_tokens: expected numbers > 0, got {list(self.num_tokens)}")
         require(min(self.rows_per_step, default=0) > 0, f"rows_per_step: expected >= 1, got {list(self.rows_per_step)}")
 
+    @property
+    def files(self) -> list[str]:
+        """The manifests of the packed tokens, which hold their hashes."""
+        return [f"{path}/manifest.json" for path in (self.tokens, self.heldout)]
+
 
 @dataclass(frozen=True)
 class TokensConfig(TrackedReads):

@@ -16,6 +16,7 @@ from pretrain.data.packing import concatenate
 from pretrain.data.token_store import Manifest, write_manifest, write_shard
 from pretrain.scaling import find_law
 from rlplatform.config import ScalingLawConfig
+from rlplatform.data_marks import data_hashes
 
 
 def packed(folder: Path) -> str:
@@ -50,3 +51,9 @@ def test_a_best_batch_at_the_edge_of_the_grid_is_counted_as_well(
         ("small", 100, 4.0, True),
         ("large", 100, 4.0, True),
     ]
+
+
+def test_other_tokens_are_another_stage(tmp_path: Path) -> None:
+    tokens, heldout = packed(tmp_path / "tokens"), packed(tmp_path / "heldout")
+    config = ScalingLawConfig(tokens=tokens, heldout=heldout, sizes={"a": {}, "b": {}}, lrs=(0.1, 0.2, 0.3))
+    assert set(data_hashes(config)) == {f"{tokens}/manifest.json", f"{heldout}/manifest.json"}
