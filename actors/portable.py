@@ -1,11 +1,12 @@
 """A checkpoint that any number of ranks and any ZeRO stage continues: whole tensors under the parameters' names.
 
     portable.safetensors    NAME, and of trained parameters NAME/exp_avg and NAME/exp_avg_sq; float32
-    engine.json             place in the schedule
+    engine.json             place in the schedule, steps that Adam took
+    random_states.pt        of every rank; another number of ranks leaves them
 
-DeepSpeed's own checkpoint is cut the way its engine is (``TrainEngine.save``) and holds every rank's random state. This
-one is gathered tensor by tensor and written by rank 0 alone, so it can be written while training goes on. The same
-number of ranks and ZeRO stage continue bit for bit.
+DeepSpeed's own checkpoint is cut the way its engine is (``TrainEngine.save``). This one is gathered tensor by tensor
+and written by rank 0 alone, so it can be written while training goes on. The same number of ranks and ZeRO stage
+continue bit for bit.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
+from actors.training_process import random_state, set_random_state
 from rlplatform.roles import RunStopped
 
 if TYPE_CHECKING:
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 
     from actors.engine import TrainEngine
 
-TENSORS, STATE_FILE = "portable.safetensors", "engine.json"
+TENSORS, STATE_FILE, RANDOM_STATES = "portable.safetensors", "engine.json", "random_states.pt"
 MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW
 COUNTERS = ("num_steps", "num_skipped", "num_skipped_in_a_row")
 
@@ -40,13 +42,16 @@ def gather(engine: TrainEngine) -> Callable[[Path], None]:
         for key, whole in _whole(engine, parameter).items():
             if engine.rank == 0:
                 tensors[f"{name}/{key}" if key else name] = whole.detach().to("cpu", torch.float32, copy=True)
-    state = {name: getattr(engine, name) for name in COUNTERS}
+    state = {**{name: getattr(engine, name) for name in COUNTERS}, "adam_steps": _adam_steps(engine)}
+    random_states: list[Any] = [None] * engine.world_size
+    dist.all_gather_object(random_states, random_state())
 
     def write(folder: Path) -> None:
         from safetensors.torch import save_file
 
         if engine.rank == 0:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / TENSORS)
+            torch.save(random_states, folder / RANDOM_STATES)
             (folder / STATE_FILE).write_text(json.dumps({**state, "portable": True}))
 
     return write
@@ -57,7 +62,9 @@ def is_portable(folder: Path) -> bool:
 
 
 def load(engine: TrainEngine, folder: Path, *, counters: bool = True) -> None:
-    """All ranks: weights, Adam moments and, unless ``counters`` is off, the place in the schedule.
+    """All ranks: weights, Adam moments and, unless ``counters`` is off, the place in the schedule and random states.
+
+    Adam's own steps come either way: they are more than the schedule's where a stage took moments over.
 
     Raises:
         RunStopped: the checkpoint is of another model; the message names the first parameter that differs.
@@ -82,10 +89,14 @@ def load(engine: TrainEngine, folder: Path, *, counters: bool = True) -> None:
             if parameter.requires_grad:
                 values |= {key: file.get_tensor(f"{name}/{key}") for key in MOMENTS}
             _set(engine, parameter, values)
-    _set_adam_steps(engine, int(state["num_steps"]) - int(state["num_skipped"]))
+    for master in _flat_masters(engine):
+        engine.optimizer.state[master]["step"].fill_(state["adam_steps"])
     if counters:
         for name in COUNTERS:
             setattr(engine, name, state[name])
+        random_states = torch.load(folder / RANDOM_STATES, weights_only=False)
+        if len(random_states) == engine.world_size:
+            set_random_state(random_states[engine.rank])
     dist.barrier()
 
 
@@ -157,10 +168,9 @@ def _set_partitioned(engine: TrainEngine, parameter: nn.Parameter, values: dict[
 
 def _flat_masters(engine: TrainEngine) -> list[Any]:
     """What AdamW updates: the parameters themselves, or ZeRO's flat float32 slices of them."""
-    if engine.zero_stage == 0:
-        return [p for group in engine.optimizer.param_groups for p in group["params"]]
-    name = "fp32_partitioned_groups_flat" if engine.zero_stage == 3 else "single_partition_of_fp32_groups"
-    return list(getattr(engine.zero_optimizer, name))
+    if engine.zero_stage == 3:
+        return list(engine.zero_optimizer.fp32_partitioned_groups_flat)
+    return [p for group in engine.optimizer.param_groups for p in group["params"]]
 
 
 def _make_moments(engine: TrainEngine) -> None:
@@ -176,6 +186,6 @@ def _make_moments(engine: TrainEngine) -> None:
         engine.zero_optimizer._lazy_init_hp_params_optimizer_state()
 
 
-def _set_adam_steps(engine: TrainEngine, steps: int) -> None:
-    for master in _flat_masters(engine):
-        engine.optimizer.state[master]["step"].fill_(steps)
+def _adam_steps(engine: TrainEngine) -> int:
+    """Those that Adam's bias correction counts; 0 before the first."""
+    return int(engine.optimizer.state.get(_flat_masters(engine)[0], {}).get("step", 0))

@@ -3,7 +3,8 @@
     .venv/bin/python -m benchmarks.sft_vs_trl
 
 Ours: two ranks of one thread, packed rows. TRL's: one process of two threads, padded, its mode that keeps conversations
-apart on a CPU; it lives in an environment of its own (.venv-trl, made on the first run). Tokens are those of the
+apart on a CPU; it lives in an environment of its own (.venv-trl, made on the first run). Both have their defaults: our
+loss is of the assistant's tokens and computes logits of those alone, TRL's is of all. Tokens are those of the
 conversations, padding not counted; the median step counts.
 """
 

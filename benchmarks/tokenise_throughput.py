@@ -10,6 +10,7 @@ and writes rows; starting Ray and its first worker is not counted. Both in turns
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import tempfile
 import time
@@ -47,6 +48,7 @@ def main() -> None:
         bare = Tokenizer.from_file(str(folder / "tokenizer" / "tokenizer.json"))
         ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
         settings = TokenSettings(row_tokens=4096, packing=args.packing)
+        os.environ["TOKENIZERS_PARALLELISM"] = "true"  # of this process: what Ray started keeps one thread a worker
         workers = Workers(num_workers=2)
         write_tokens(folder / "few", folder / "warm", str(folder / "tokenizer"), settings, workers=workers)
         tokens = 0

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,7 @@ from pretrain.preference_data import PairColumns, Pairs, held_out, read_pairs
 from pretrain.preference_step import members
 from pretrain.setup import TrainingResult, engine_for, fit, model_options, prepare, received, write_dropped
 from pretrain.step import packed
+from pretrain.train import broadcast
 from rlplatform.config import DPOConfig
 from rlplatform.datafiles import DataError
 
@@ -172,17 +173,22 @@ def with_reference(engine: TrainEngine, config: DPOConfig, folder: Any, pairs: P
         return bare
     path: Path = folder.path / f"{name}_{REFERENCE}"
     mark = hashlib.blake2b(f"{pairs.fingerprint()} {config.model.path}".encode(), digest_size=16).hexdigest()
-    if path.exists():
-        kept = np.load(path)
-        if str(kept["mark"]) == mark:
-            return DirectPreference(pairs, kept["logprobs"], config.beta, config.learner.logprob_chunk_tokens)
-    logprobs = score_answers(engine, bare, config)
-    if engine.rank == 0:
-        temporary = path.with_suffix(".tmp")
-        with open(temporary, "wb") as file:
-            np.savez(file, logprobs=logprobs, mark=np.array(mark))
-        temporary.replace(path)
-    return DirectPreference(pairs, logprobs, config.beta, config.learner.logprob_chunk_tokens)
+    logprobs = broadcast(_kept(path, mark) if engine.rank == 0 else None)  # or some ranks would score, others not
+    if logprobs is None:
+        logprobs = score_answers(engine, bare, config)
+        if engine.rank == 0:
+            temporary = path.with_suffix(".tmp")
+            with open(temporary, "wb") as file:
+                np.savez(file, logprobs=logprobs, mark=np.array(mark))
+            temporary.replace(path)
+    return replace(bare, reference=logprobs)
+
+
+def _kept(path: Path, mark: str) -> np.ndarray | None:
+    if not path.exists():
+        return None
+    kept = np.load(path)
+    return kept["logprobs"] if str(kept["mark"]) == mark else None
 
 
 def dpo_losses(chosen: torch.Tensor, rejected: torch.Tensor, reference: torch.Tensor, beta: float) -> torch.Tensor:

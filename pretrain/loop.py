@@ -20,7 +20,7 @@ import numpy as np
 from model.moe import RouterRecord
 from pretrain.setup import StepConfig
 from pretrain.step import count_experts, plan_steps, rank_micro_batches
-from pretrain.train import Checkpoints, drop_metrics_after
+from pretrain.train import Checkpoints, drop_lines_after
 from rlplatform.config import ConfigError
 from rlplatform.runs import RunFolder
 
@@ -93,7 +93,8 @@ def train_steps(
     tokens_seen = 0 if state is None else int(state["tokens_seen"])
     recent: list[float] = [] if state is None else list(state["recent"])  # equal on every rank, so all decide alike
     if engine.rank == 0:
-        drop_metrics_after(folder, engine.num_steps)
+        for path in (folder.metrics_file, folder.path / SKIPPED_STEPS):
+            drop_lines_after(path, engine.num_steps)
     steps = plan_steps(
         objective.lengths,
         seed=config.seed,

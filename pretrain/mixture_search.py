@@ -153,7 +153,8 @@ class Search:
         config = self.config
         points = [{"theta": list(theta), "seed": seed} for theta, seed in zip(thetas, seeds, strict=True)]
         run = SmallRun(config.architecture, self._vocab_size, config.rows_per_step, config.lr)
-        settings = [asdict(run), config.proxy_tokens, config.max_copies, self._row_tokens, sorted(config.heldout)]
+        measured = {name: asdict(TokenStore(path).manifest) for name, path in sorted(config.heldout.items())}
+        settings = [asdict(run), config.proxy_tokens, config.max_copies, self._row_tokens, measured]
         return run_points(
             proxy,
             points,
@@ -199,10 +200,30 @@ def proxy(
     everywhere = np.zeros(num, dtype=np.int64)
     expected = expected_copies(corpus.sizes, weights, everywhere, ALL, num_tokens=num_tokens, max_copies=max_copies)
     order = document_order(num, whole_copies(expected, corpus.ids, seed=seed), seed=seed, shard=0)
+    order, lengths = just(num_tokens, order, corpus.sizes)
     texts = [corpus.texts[k] for k in order]
-    rows = concatenate(np.array([len(text) for text in texts]), row_tokens)
+    rows = concatenate(lengths, row_tokens)
     cu_texts = np.concatenate(([0], np.cumsum(rows.length)))
     trained = train_small(
         replace(run, seed=seed), TextRows(gather(texts, rows), cu_texts, cu_texts[rows.cu_pieces]), heldout
     )
     return trained.heldout
+
+
+def just(num_tokens: int, order: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """``order`` cut to, or begun again up to, exactly ``num_tokens``: documents, and int64 tokens of each.
+
+    Whole copies are drawn, so a mixture has some percent more or less; runs that are compared must not.
+
+    Raises:
+        ValueError: no document was drawn.
+    """
+    if not len(order):
+        raise ValueError(f"proxy_tokens={num_tokens}: expected enough for a document, not one was drawn")
+    while sizes[order].sum() < num_tokens:
+        order = np.tile(order, 2)
+    ends = np.cumsum(sizes[order])
+    last = int(np.searchsorted(ends, num_tokens))
+    lengths = sizes[order[: last + 1]]
+    lengths[-1] -= ends[last] - num_tokens
+    return order[: last + 1], lengths

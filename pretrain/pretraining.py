@@ -21,14 +21,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from model.config import Qwen3Config
+from model.config import Qwen3Config, unsupported_reason
 from model.moe import RouterRecord
 from pretrain.data.token_store import Batch, TokenStore
 from pretrain.data.tokens import SEPARATOR
 from pretrain.loop import export, measure, train_steps
 from pretrain.setup import TrainingResult, engine_for, model_options
 from pretrain.step import model_inputs
-from pretrain.train import run_on_ray_train
+from pretrain.train import drop_lines_after, run_on_ray_train
 from rlplatform import checkpoint
 from rlplatform.config import ConfigError, PretrainConfig
 from rlplatform.flops import forward_flops
@@ -56,19 +56,23 @@ def run_pretraining(
 
     Raises:
         DataError: the packed tokens are not there, or not what their manifest says.
-        ConfigError: rows longer than a step or than the model's positions, another tokenizer's ids, or the cluster is
-            too small.
+        ConfigError: rows that do not fill a step or are longer than the model's positions, another tokenizer's ids, a
+            setting that only the native model knows, or the cluster is too small.
         RunStopped: too many steps in a row with a gradient that is not finite.
         TrainingError: more worker failures than ``config.max_failures``.
     """
     began = time.perf_counter()
     if not config.model.path:
         raise ConfigError("model.path: expected a Hugging Face folder or hub id to train, got nothing")
-    check_positions(config.model.path, config.model)
+    values = check_positions(config.model.path, config.model)
+    check_native(values, config)
     folder = RunFolder(config.run_dir)
     folder.path.mkdir(parents=True, exist_ok=True)
-    for name in filter(None, (config.data.tokens, config.data.heldout)):
-        check_fit(TokenStore(name, verify=True), config)
+    store = TokenStore(config.data.tokens, verify=True)
+    check_step(store, config)
+    check_fit(store, config, values)
+    if config.data.heldout:
+        check_fit(TokenStore(config.data.heldout, verify=True), config, values)
     if config.optimizer_state:
         last_checkpoint(config.optimizer_state)
     trained = run_on_ray_train(
@@ -98,15 +102,38 @@ def absolute(config: PretrainConfig) -> PretrainConfig:
     )
 
 
-def check_fit(store: TokenStore, config: PretrainConfig) -> None:
-    """Raises ConfigError where rows and model, or rows and steps, do not fit."""
-    from transformers import AutoConfig
+def check_native(values: Mapping[str, Any], config: PretrainConfig) -> None:
+    """Raises ConfigError for a setting that a model which transformers serves (``load_policy``) has no answer to."""
+    reason = unsupported_reason(values) or ("auto_map in config.json" if "auto_map" in values else "")
+    for name, wanted in (("peak_tflops", config.peak_tflops), ("completions.prompts", config.completions.prompts)):
+        if reason and wanted:
+            raise ConfigError(f"{name}: expected a native model (qwen3, qwen3_moe) with it; {reason}; leave it out")
 
+
+def check_step(store: TokenStore, config: PretrainConfig) -> None:
+    """Raises ConfigError where the rows do not fill a step of every rank."""
     row_tokens = store.manifest.row_tokens
     if row_tokens * config.learner.num_workers > config.tokens_per_step:
         raise ConfigError(
             f"tokens_per_step={config.tokens_per_step}: expected at least row_tokens x learner.num_workers = "
             f"{row_tokens * config.learner.num_workers}, so that every rank has a row in every step"
+        )
+    if config.tokens_per_step % row_tokens:
+        raise ConfigError(
+            f"tokens_per_step={config.tokens_per_step}: expected a multiple of row_tokens={row_tokens}: rows are taken "
+            "whole, and a step that they do not fill trains on fewer tokens than it counts for num_tokens"
+        )
+
+
+def check_fit(store: TokenStore, config: PretrainConfig, values: Mapping[str, Any]) -> None:
+    """Raises ConfigError where rows and model do not fit; ``values`` is its config.json as this run sees it."""
+    from transformers import AutoConfig
+
+    row_tokens, longest = store.manifest.row_tokens, values.get("max_position_embeddings")
+    if longest and row_tokens > longest:
+        raise ConfigError(
+            f"{store.folder}: rows of {row_tokens} tokens, the model {config.model.path} has positions for {longest}; "
+            "make it with more max_position_embeddings, or pack shorter rows"
         )
     model = AutoConfig.from_pretrained(config.model.path, trust_remote_code=config.model.trust_remote_code)
     if store.manifest.separator >= model.vocab_size:
@@ -306,7 +333,9 @@ class Watch:
         if self.engine.rank == 0:
             rows = complete(self.engine, self.config)
             lines = [json.dumps({"step": step, **row}, ensure_ascii=False) + "\n" for row in rows]
-            with open(self.folder.path / COMPLETIONS, "a", encoding="utf-8") as file:
+            path = self.folder.path / COMPLETIONS
+            drop_lines_after(path, step - 1)  # of a run that got further before it was killed
+            with open(path, "a", encoding="utf-8") as file:
                 file.writelines(lines)
         dist.barrier()
 

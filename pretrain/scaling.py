@@ -63,7 +63,8 @@ def find_law(config: ScalingLawConfig, *, progress: Callable[[int, int], None] |
     parameters = {size: size_of_model(architecture, vocab_size) for size, architecture in config.sizes.items()}
     curves = curves_of(points, found)
     optima = {cell: optimum(*zip(*sorted(curve.items()), strict=True)) for cell, curve in curves.items()}
-    laws = laws_of(optima, parameters)
+    batches = best_batches(optima)
+    laws = laws_of(optima, batches, parameters)
     predicted = prediction(config, laws, vocab_size)
     report = {
         "runs": [{**point, **result} for point, result in zip(points, found, strict=True)],
@@ -72,6 +73,9 @@ def find_law(config: ScalingLawConfig, *, progress: Callable[[int, int], None] |
             {"size": size, "num_tokens": tokens, "rows_per_step": batch, **asdict(best)}
             for (size, tokens, batch), best in optima.items()
         ],
+        "best_batches": [
+            {"size": size, "num_tokens": tokens, **asdict(best)} for (size, tokens), best in batches.items()
+        ],
         "laws": {name: asdict(law) for name, law in laws.items()},
         "predicted": predicted,
     }
@@ -79,7 +83,10 @@ def find_law(config: ScalingLawConfig, *, progress: Callable[[int, int], None] |
     draw(curves, optima, laws, parameters, folder.path / "scaling.png")
     return {
         "runs": len(points),
-        "at_edge": sum(best.at_edge for best in optima.values()),
+        "at_edge": {
+            "lr": sum(best.at_edge for best in optima.values()),
+            "rows_per_step": sum(best.at_edge for best in batches.values()),
+        },
         "exponents": {name: {k: round(v, 4) for k, v in law.exponents.items()} for name, law in laws.items()},
         "spread": {name: round(law.spread, 4) for name, law in laws.items()},
         "predicted": predicted,
@@ -119,19 +126,28 @@ def curves_of(points: list[dict[str, Any]], found: list[dict[str, Any]]) -> dict
     return curves
 
 
-def laws_of(optima: Mapping[Cell, Optimum], parameters: Mapping[str, int]) -> dict[str, PowerLaw]:
-    """``lr`` over (N, D) at each size's and budget's best batch; ``rows_per_step`` where there were several."""
-    best: dict[tuple[str, int], dict[int, Optimum]] = {}
+def best_batches(optima: Mapping[Cell, Optimum]) -> dict[tuple[str, int], Optimum]:
+    """Of every size and budget the batch with the lowest loss at its best rate; {} where fewer than three ran."""
+    cells: dict[tuple[str, int], dict[int, float]] = {}
     for (size, tokens, batch), one in optima.items():
-        best.setdefault((size, tokens), {})[batch] = one
+        cells.setdefault((size, tokens), {})[batch] = one.loss
+    if min(len(losses) for losses in cells.values()) < 3:
+        return {}
+    return {cell: optimum(*zip(*sorted(losses.items()), strict=True)) for cell, losses in cells.items()}
+
+
+def laws_of(
+    optima: Mapping[Cell, Optimum], batches: Mapping[tuple[str, int], Optimum], parameters: Mapping[str, int]
+) -> dict[str, PowerLaw]:
+    """``lr`` over (N, D) at each size's and budget's best batch; ``rows_per_step`` where there were several."""
+    best: dict[tuple[str, int], list[Optimum]] = {}
+    for (size, tokens, _), one in optima.items():
+        best.setdefault((size, tokens), []).append(one)
     variables = {"N": [parameters[size] for size, _ in best], "D": [tokens for _, tokens in best]}
-    lowest = [min(cells.values(), key=lambda one: one.loss) for cells in best.values()]
+    lowest = [min(ones, key=lambda one: one.loss) for ones in best.values()]
     laws = {"lr": fit_power_law(variables, [one.value for one in lowest])}
-    if min(len(cells) for cells in best.values()) >= 3:
-        batches = [
-            optimum(sorted(cells), [cells[batch].loss for batch in sorted(cells)]).value for cells in best.values()
-        ]
-        laws["rows_per_step"] = fit_power_law(variables, batches)
+    if batches:
+        laws["rows_per_step"] = fit_power_law(variables, [batches[cell].value for cell in best])
     return laws
 
 

@@ -186,14 +186,14 @@ class Checkpoints:
         if self._engine.rank == 0:
             self._write(self._engine.num_steps, self._write_all_ranks, state)
         else:
-            self._engine.save(_broadcast(None))
+            self._engine.save(broadcast(None))
 
     def _write(self, step: int, write: Callable[[Path], None], state: Mapping[str, Any]) -> None:
         kept = self._config.keep_last
         checkpoint.save(self._root, step, write, state=state, score=None, keep_last=kept, keep_best=0)
 
     def _write_all_ranks(self, folder: Path) -> None:
-        _broadcast(str(folder))
+        broadcast(str(folder))
         self._engine.save(folder)
 
     def wait(self) -> None:
@@ -212,7 +212,7 @@ class Checkpoints:
         from actors import portable
 
         found = checkpoint.latest(self._root) if dist.get_rank() == 0 else None
-        choice = _broadcast(None if found is None else (str(found.learner), dict(found.state)))
+        choice = broadcast(None if found is None else (str(found.learner), dict(found.state)))
         if choice is None:
             return None
         learner, state = choice
@@ -223,7 +223,7 @@ class Checkpoints:
         return dict(state)
 
 
-def _broadcast(value: Any) -> Any:
+def broadcast(value: Any) -> Any:
     """Rank 0's value, on every rank."""
     import torch.distributed as dist
 
@@ -232,11 +232,16 @@ def _broadcast(value: Any) -> Any:
     return box[0]
 
 
-def drop_metrics_after(folder: RunFolder, step: int) -> None:
-    """Forget what was logged after the checkpoint of ``step``: those steps run again."""
-    kept = [row for row in folder.read_metrics() if row["step"] <= step]
-    if folder.metrics_file.exists():
-        write_atomically(folder.metrics_file, "".join(json.dumps(row) + "\n" for row in kept))
+def drop_lines_after(path: Path, step: int) -> None:
+    """Forget the lines of a JSONL file that later steps than ``step`` wrote, and one cut by a kill: they run again."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").split("\n"):
+        with suppress(json.JSONDecodeError):
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+    write_atomically(path, "".join(kept))
 
 
 # --- in the driver --------------------------------------------------------------------------------------------------

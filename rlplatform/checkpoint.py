@@ -115,12 +115,12 @@ def read(path: Path, *, verify: bool = False) -> Checkpoint:
 def complete(root: Path) -> list[Checkpoint]:
     """Every complete checkpoint, oldest first. Incomplete ones are named in the log and passed over."""
     found = []
-    for path in sorted(root.glob("step-*")):
+    for path in root.glob("step-*"):
         try:
             found.append(read(path))
         except CheckpointError as error:
             LOGGER.warning("passed over: %s", error)
-    return found
+    return sorted(found, key=lambda checkpoint: checkpoint.step)  # by name the millionth step comes before the others
 
 
 def latest(root: Path) -> Checkpoint | None:

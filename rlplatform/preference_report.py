@@ -7,7 +7,6 @@ rejected one, ``P(chosen) = sigmoid(margin)`` what the model believes.
 from __future__ import annotations
 
 import html
-import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 
 from rlplatform.report import image_tag, page
 from rlplatform.runs import RunFolder
+from rlplatform.stages.pass_rates import wilson
 
 CONFIDENCE_BINS = np.linspace(0.5, 1.0, 11)  # of the side the model prefers
 MARGIN_BINS = 20
@@ -61,13 +61,6 @@ def pair_report(scores: np.ndarray, completion_tokens: np.ndarray) -> dict[str, 
         "calibration": _calibration(margins, right),
         "margin_histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
     }
-
-
-def wilson(share: float, num: int, z: float = 1.96) -> tuple[float, float]:
-    """The 95 % interval of a share of ``num`` trials; unlike the normal one it is no point at 0 and 1."""
-    centre = (share + z * z / (2 * num)) / (1 + z * z / num)
-    half = z / (1 + z * z / num) * math.sqrt(share * (1 - share) / num + z * z / (4 * num * num))
-    return max(centre - half, 0.0), min(centre + half, 1.0)
 
 
 def _length_bias(scores: np.ndarray, tokens: np.ndarray, right: np.ndarray) -> dict[str, Any]:

@@ -9,10 +9,22 @@ from typing import TYPE_CHECKING, Any
 
 from model.config import DENSE, MOE, UnsupportedModelError
 from model.positions import rope_settings
-from rlplatform.config import ConfigError, EvalConfig, ModelConfig, PreferenceConfig, RLConfig, SampleConfig, SFTConfig
+from rlplatform.config import (
+    ConfigError,
+    DPOConfig,
+    EvalConfig,
+    ModelConfig,
+    PreferenceConfig,
+    PretrainConfig,
+    RLConfig,
+    SampleConfig,
+    SFTConfig,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+TRAINED = (SFTConfig, PreferenceConfig, DPOConfig, PretrainConfig)  # on given text: no engine samples
 
 
 def check_servable(path: str, model: ModelConfig, max_model_len: int) -> None:
@@ -74,11 +86,11 @@ def tokenizer_of(path: str, *, trust_remote_code: bool = False) -> PreTrainedTok
 
 def check_now(config: Any) -> None:
     """What a run checks of its model before it starts, where that is a folder already there; downloads nothing."""
-    if not isinstance(config, (RLConfig, EvalConfig, SampleConfig, SFTConfig, PreferenceConfig)):
+    if not isinstance(config, (RLConfig, EvalConfig, SampleConfig, *TRAINED)):
         return
     model = config.model
     if (Path(model.path) / "config.json").is_file():
-        if isinstance(config, (SFTConfig, PreferenceConfig)):
+        if isinstance(config, TRAINED):
             check_positions(model.path, model)
         else:
             check_servable(model.path, model, config.max_model_len)

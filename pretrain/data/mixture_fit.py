@@ -21,7 +21,7 @@ class Fit:
     intercept: float
     slope: np.ndarray  # float64 [F]
     penalty: float
-    rank_correlation: float  # Spearman, of each proxy's loss with its prediction by the other proxies
+    rank_correlation: float  # Spearman, of each proxy's loss with where the others' fit puts it beside their mean
 
     def best(self, radius: float) -> np.ndarray:
         """float64 [F]: the theta of this length with the lowest predicted loss; zeros where the fit is flat."""
@@ -49,10 +49,12 @@ def fit_losses(thetas: np.ndarray, losses: np.ndarray) -> Fit:
     """
     if len(losses) < 4 or not np.isfinite(losses).all():
         raise ValueError(f"fit_losses: expected at least four finite losses, got {losses.tolist()}")
+    levels = (losses.sum() - losses) / (len(losses) - 1)  # what each is predicted at without any theta
     left_out = {penalty: _left_out(thetas, losses, penalty) for penalty in PENALTIES}
     penalty = min(PENALTIES, key=lambda one: float(((left_out[one] - losses) ** 2).sum()))
     slope, intercept = _ridge(thetas, losses, penalty)
-    return Fit(intercept, slope, penalty, spearman(left_out[penalty], losses))
+    # The others' mean is lower the higher the one left out: with it, noise would correlate at -1.
+    return Fit(intercept, slope, penalty, spearman(left_out[penalty] - levels, losses))
 
 
 def _ridge(thetas: np.ndarray, losses: np.ndarray, penalty: float) -> tuple[np.ndarray, float]:

@@ -134,6 +134,11 @@ class ScalingLawConfig(TrackedReads):
         require(min(self.num_tokens, default=0) > 0, f"num_tokens: expected numbers > 0, got {list(self.num_tokens)}")
         require(min(self.rows_per_step, default=0) > 0, f"rows_per_step: expected >= 1, got {list(self.rows_per_step)}")
 
+    @property
+    def files(self) -> list[str]:
+        """The manifests of the packed tokens, which hold their hashes."""
+        return [f"{path}/manifest.json" for path in (self.tokens, self.heldout)]
+
 
 @dataclass(frozen=True)
 class TokensConfig(TrackedReads):
@@ -229,6 +234,11 @@ class PretrainConfig(TrackedReads):
                 not (tokens and steps),
                 f"{name}_tokens={tokens} and optimizer.{name}_steps={steps}: expected one of them, they say the same",
             )
+        require(
+            not (self.decay_tokens and self.optimizer.decay == "constant"),
+            f"decay_tokens={self.decay_tokens}: expected optimizer.decay linear or cosine with it, got constant, which "
+            "never falls",
+        )
 
     @property
     def files(self) -> list[str]:

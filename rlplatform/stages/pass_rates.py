@@ -30,18 +30,20 @@ class PassRate:
         """NaN without a sample."""
         return self.num_correct / self.num_samples if self.num_samples else math.nan
 
-    def interval(self, z: float = 1.959964) -> tuple[float, float]:
-        """Wilson's score interval (J. Am. Stat. Assoc. 22, 1927), 95 % by default; (0, 1) without a sample.
+    def interval(self) -> tuple[float, float]:
+        """Wilson's, 95 %; (0, 1) without a sample."""
+        return wilson(self.rate, self.num_samples) if self.num_samples else (0.0, 1.0)
 
-        ``(p + z²/2n ± z sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n)``: unlike p ± z·s it is never empty at p = 0 or 1.
-        """
-        n = self.num_samples
-        if not n:
-            return 0.0, 1.0
-        p, scale = self.rate, 1 + z * z / n
-        middle = (p + z * z / (2 * n)) / scale
-        half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / scale
-        return max(middle - half, 0.0), min(middle + half, 1.0)
+
+def wilson(share: float, num: int, z: float = 1.959964) -> tuple[float, float]:
+    """The score interval of a share of ``num`` trials (J. Am. Stat. Assoc. 22, 1927), 95 % by default.
+
+    ``(p + z²/2n ± z sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n)``: unlike p ± z·s it is never empty at p = 0 or 1.
+    """
+    scale = 1 + z * z / num
+    middle = (share + z * z / (2 * num)) / scale
+    half = z * math.sqrt(share * (1 - share) / num + z * z / (4 * num * num)) / scale
+    return max(middle - half, 0.0), min(middle + half, 1.0)
 
 
 def status_of(row: Row) -> str:

@@ -36,6 +36,15 @@ def test_round_trip_and_retention_of_last_and_best(tmp_path: Path) -> None:
     assert (newest.learner / "weights.bin").read_bytes() == b"w" * 15
 
 
+def test_the_millionth_step_is_the_newest(tmp_path: Path) -> None:
+    for step in (999_998, 999_999, 1_000_000):
+        save(tmp_path, step)
+    newest = checkpoint.latest(tmp_path)
+    assert newest is not None
+    assert newest.step == 1_000_000
+    assert steps(tmp_path) == [999_999, 1_000_000]
+
+
 def test_a_crash_while_writing_leaves_the_older_one(tmp_path: Path) -> None:
     save(tmp_path, 1)
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from rlplatform.config import ConfigError, RecipeConfig, RLConfig, RolloutConfig, SFTConfig
+from rlplatform.config import ConfigError, PretrainConfig, RecipeConfig, RLConfig, RolloutConfig, SFTConfig
 from rlplatform.configfile import derived, difference_to_defaults, flat, load, load_values, placement, stages, to_dict
 from rlplatform.paths import configs_dir
 
@@ -67,6 +67,8 @@ def test_configs_are_frozen_and_checked_where_they_are_owned() -> None:
         RolloutConfig(num_workers=0)
     with pytest.raises(ConfigError, match="tokens_per_step=100"):
         SFTConfig(tokens_per_step=100, max_tokens=101)
+    with pytest.raises(ConfigError, match=r"decay_tokens=5: expected optimizer\.decay linear or cosine"):
+        PretrainConfig(decay_tokens=5)
 
 
 def test_difference_to_defaults_holds_what_was_set_and_nothing_else() -> None:

@@ -14,7 +14,16 @@ from model.config import PRESETS, DualChunkConfig, UnsupportedModelError
 from model.hf import load_policy
 from model.qwen3 import Qwen3
 from rlplatform.cli import app
-from rlplatform.config import ConfigError, ModelConfig, RLConfig, RolloutConfig, SFTConfig
+from rlplatform.config import (
+    ConfigError,
+    DPOConfig,
+    ModelConfig,
+    PreferenceConfig,
+    PretrainConfig,
+    RLConfig,
+    RolloutConfig,
+    SFTConfig,
+)
 from rlplatform.configfile import load_values
 from rlplatform.servable import check_now, check_servable
 from rlplatform.types import SamplingParams
@@ -118,8 +127,9 @@ def test_fine_tuning_with_such_positions_is_refused_before_a_worker_starts(tmp_p
     config = SFTConfig(run_dir=str(tmp_path / "run"), model=ModelConfig(str(tmp_path), rope_theta=1e6))
     with pytest.raises(ConfigError, match="rope_type 'llama3'"):
         run_sft(config, rows=[])
-    with pytest.raises(ConfigError, match="rope_type 'llama3'"):
-        check_now(config)
+    for kind in (SFTConfig, PreferenceConfig, DPOConfig, PretrainConfig):
+        with pytest.raises(ConfigError, match="rope_type 'llama3'"):
+            check_now(kind(model=config.model))
 
 
 def test_what_transformers_would_ignore_and_what_nobody_computes_is_refused(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from pretrain.train import LinesAsWritten
+from pretrain.train import LinesAsWritten, drop_lines_after
 
 
 def test_each_complete_line_is_returned_once(tmp_path: Path) -> None:
@@ -39,3 +39,12 @@ def test_a_shortened_file_is_read_from_its_start(tmp_path: Path) -> None:
     with open(path, "r+") as file:
         file.truncate(2)
     assert new_lines() == ["a"]
+
+
+def test_lines_of_steps_that_run_again_are_forgotten(tmp_path: Path) -> None:
+    path = tmp_path / "skipped_steps.jsonl"
+    drop_lines_after(path, 3)
+    assert not path.exists()
+    path.write_text('{"step": 2, "text": "a\u2028b"}\n{"step": 4}\n{"step": 3}\n{"st', encoding="utf-8")
+    drop_lines_after(path, 3)
+    assert path.read_text(encoding="utf-8") == '{"step": 2, "text": "a\u2028b"}\n{"step": 3}\n'

@@ -84,6 +84,12 @@ def test_a_loss_that_theta_does_not_move_correlates_with_nothing() -> None:
         fit_losses(thetas[:3], np.ones(3))
 
 
+def test_noise_correlates_with_nothing_on_average() -> None:
+    noise = [np.random.default_rng(seed).normal(size=16) for seed in range(60)]
+    fits = [fit_losses(draw_thetas(16, 3, radius=1.0, seed=seed), losses) for seed, losses in enumerate(noise)]
+    assert np.mean([fit.rank_correlation for fit in fits]) == pytest.approx(0.0, abs=0.2)
+
+
 def test_rank_correlation_by_hand() -> None:
     assert spearman(np.array([1.0, 2.0, 3.0]), np.array([10.0, 30.0, 20.0])) == pytest.approx(0.5)
     assert spearman(np.array([1.0, 2.0]), np.array([3.0, 3.0])) == 0.0

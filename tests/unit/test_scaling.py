@@ -1,0 +1,59 @@
+"""The scaling-law stage around small runs whose losses are given."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pretrain import scaling
+from pretrain.data.packing import concatenate
+from pretrain.data.token_store import Manifest, write_manifest, write_shard
+from pretrain.scaling import find_law
+from rlplatform.config import ScalingLawConfig
+from rlplatform.data_marks import data_hashes
+
+
+def packed(folder: Path) -> str:
+    folder.mkdir()
+    rows = concatenate(np.full(20, 8), 16)
+    entry = write_shard(folder, 0, np.zeros(160, dtype=np.int32), rows, rows.document)
+    write_manifest(folder, Manifest(16, "concatenate", 0, "", 0, (), 20, 20, (entry,)))
+    return str(folder)
+
+
+def test_a_best_batch_at_the_edge_of_the_grid_is_counted_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def given(_: Any, points: Sequence[Mapping[str, Any]], *__: Any, **___: Any) -> list[dict[str, float]]:
+        """Best at 0.01 and at the largest batch."""
+        return [{"loss": 3 + math.log(p["lr"] / 0.01) ** 2 - 0.1 * p["rows_per_step"]} for p in points]
+
+    monkeypatch.setattr(scaling, "run_points", given)
+    config = ScalingLawConfig(
+        run_dir=str(tmp_path / "run"),
+        tokens=packed(tmp_path / "tokens"),
+        heldout=packed(tmp_path / "heldout"),
+        sizes={"small": {"num_hidden_layers": 1}, "large": {"num_hidden_layers": 2}},
+        num_tokens=(100,),
+        rows_per_step=(1, 2, 4),
+        lrs=(0.001, 0.008, 0.02, 0.1),
+    )
+    summary = find_law(config)
+    assert summary["at_edge"] == {"lr": 0, "rows_per_step": 2}
+    found = json.loads((tmp_path / "run" / "law.json").read_text())
+    assert [(one["size"], one["num_tokens"], one["value"], one["at_edge"]) for one in found["best_batches"]] == [
+        ("small", 100, 4.0, True),
+        ("large", 100, 4.0, True),
+    ]
+
+
+def test_other_tokens_are_another_stage(tmp_path: Path) -> None:
+    tokens, heldout = packed(tmp_path / "tokens"), packed(tmp_path / "heldout")
+    config = ScalingLawConfig(tokens=tokens, heldout=heldout, sizes={"a": {}, "b": {}}, lrs=(0.1, 0.2, 0.3))
+    assert set(data_hashes(config)) == {f"{tokens}/manifest.json", f"{heldout}/manifest.json"}
