@@ -1,7 +1,7 @@
 """The steps that a ``clean`` stage names: which settings each takes, and what stands behind a path.
 
     steps:
-      english: {function: label, name: language, keep: [en]}
+      english: {function: label, name: language, keep: [eng_Latn]}
       exact_duplicates: {}
       near_duplicates: {threshold: 0.8}
       contamination: {benchmarks: [gsm8k, mmlu], data_dir: data/benchmarks, mode: cut}
