@@ -225,3 +225,19 @@ def test_shared_files_are_read_whole(name: str, unit: Any, documents: int) -> No
 def test_settings_that_cannot_be_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         source(**settings)
+
+
+def test_the_byte_order_mark_is_no_text_however_the_encoding_is_spelt(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"\xef\xbb\xbfabc")
+    for encoding in ("utf-8", "utf_8", "UTF8", "U8"):
+        for unit in ("file", "line", "block"):
+            assert [item.text for item in items(read_text(path, source(encoding=encoding, unit=unit)))] == ["abc"]
+
+
+def test_a_row_that_no_limit_of_python_takes_is_an_error_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(f'{{"text": "a", "n": {"1" * 5000}}}\n{{"text": "b"}}\n')
+    broken, sound = items(read_jsonl(path, source()))
+    assert (broken.is_error, broken.reason, sound.text) == (True, "json", "b")
+    assert "4300 digits" in broken.detail
