@@ -30,6 +30,9 @@ def found(text: str, regions: tuple[str, ...] = ("US", "GB", "DE")) -> list[tupl
     [
         ("Write to jane.doe+news@mail.example.co.uk.", "email", "jane.doe+news@mail.example.co.uk"),
         ("<a href='mailto:x_1@a-b.org'>", "email", "x_1@a-b.org"),
+        ("请联系abc@example.com或打电话", "email", "abc@example.com"),  # no spaces around it
+        ("Пишитеivan@example.ruсегодня", "email", "ivan@example.ru"),
+        ("卡号4111111111111111。", "card", "4111111111111111"),
         ("IBAN: GB82 WEST 1234 5698 7654 32 THANKS", "iban", "GB82 WEST 1234 5698 7654 32"),
         ("DE89370400440532013000,", "iban", "DE89370400440532013000"),
         ("pay BE71 0961 2345 6769 now", "iban", "BE71 0961 2345 6769"),
@@ -39,6 +42,8 @@ def found(text: str, regions: tuple[str, ...] = ("US", "GB", "DE")) -> list[tupl
         ("no. 6011000990139424", "card", "6011000990139424"),
         ("from 8.8.8.8 at noon", "ipv4", "8.8.8.8"),
         ("http://93.184.215.14:8080/x", "ipv4", "93.184.215.14"),
+        ("see https://whois.example/93.184.215.14", "ipv4", "93.184.215.14"),
+        ("ip=93.184.215.14", "ipv4", "93.184.215.14"),
         ("93.184.215.14 - - [10/Oct/2000]", "ipv4", "93.184.215.14"),
         ("addr 2606:2800:21f:cb07:6820:80da:af6b:8b2c", "ipv6", "2606:2800:21f:cb07:6820:80da:af6b:8b2c"),
         ("ping 2a00:1450:4001::200e ok", "ipv6", "2a00:1450:4001::200e"),
@@ -57,6 +62,8 @@ def test_personal_data_is_found(text: str, kind: str, what: str) -> None:
     "text",
     [
         "version 1.2.3.4 and v10.20.30.40, Python 3.11.4.1",
+        "pip install foo==1.2.3.4 'bar >= 1.2.3.4' baz~=1.2.3.4 qux!=1.2.3.4",
+        "Mozilla/5.0.1.2 (Windows) Chrome/99.0.48.44 Safari/15.6.1.1",
         "1.2.3.4 Scope of the standard",  # a section's number
         "see section 10.4.2.1 and § 3.1.4.1",
         "192.168.0.1, 10.0.0.7, 127.0.0.1, 0.0.0.0, 224.0.0.1, 203.0.113.9",  # nobody's
