@@ -98,3 +98,6 @@ def test_parts_check_their_own_bounds() -> None:
         PartConfig(share=1.5)
     with pytest.raises(ConfigError, match="expected 0 <= min_size <= max_size"):
         PartConfig(min_size=5, max_size=3)
+    for value in (True, ["yes", False]):  # what YAML makes of an unquoted yes and no
+        with pytest.raises(ConfigError, match=r"labels.verified: expected .*; quote words such as yes"):
+            PartConfig(labels={"verified": value})
