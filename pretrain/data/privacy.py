@@ -14,6 +14,7 @@ after a decimal point, version and section numbers, dates, ISBNs, bare runs of d
 
 from __future__ import annotations
 
+import bisect
 import ipaddress
 import re
 from collections import Counter
@@ -190,13 +191,16 @@ def find(text: str, kinds: Sequence[str] = tuple(KINDS), regions: Sequence[str] 
     Args:
         regions: ISO codes of countries whose phone numbers are found in their national form too, e.g. US, GB, DE.
     """
-    taken: list[Found] = []
+    taken: list[Found] = []  # by place
     for kind, finder in KINDS.items():
         if kind in kinds:
             for found in finder(text, regions):
-                if all(found.end <= other.start or other.end <= found.start for other in taken):
-                    taken.append(found)
-    return sorted(taken)
+                at = bisect.bisect(taken, found)
+                if all(
+                    found.end <= other.start or other.end <= found.start for other in taken[max(at - 1, 0) : at + 1]
+                ):
+                    taken.insert(at, found)
+    return taken
 
 
 def privacy(

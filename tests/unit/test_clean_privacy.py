@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import time
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,16 @@ def test_national_numbers_are_found_in_the_regions_of_the_config_alone() -> None
     assert found("call (212) 736-5000", regions=("GB",)) == []
     assert found("City Press, 2018, p. 721–742. 2018.", regions=tuple(SUPPORTED_REGIONS)) == []
     assert found("call +1 212 736 5000", regions=()) == [("phone", "+1 212 736 5000")]
+
+
+def test_a_log_of_many_addresses_takes_time_in_proportion() -> None:
+    seconds = []
+    for num in (2_000, 20_000):
+        text = "".join(f"93.184.215.{k % 256} mail{k}@example.org\n" for k in range(num))
+        began = time.process_time()
+        assert len(find(text)) == 2 * num
+        seconds.append(time.process_time() - began)
+    assert seconds[1] < 40 * seconds[0]  # 10 in proportion, 100 if each is compared with all
 
 
 def luhn_valid(digits: str) -> bool:
