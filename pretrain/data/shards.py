@@ -103,6 +103,9 @@ def run_tasks(
         mark = _read_mark(folder, index)
         if mark is not None and mark["key"] == task_key:
             counts[index] = mark["counts"]
+    for other in (folder / FINISHED).glob("*.json"):  # marks of work that this one writes over
+        if int(other.stem) not in counts:
+            other.unlink()
     if check is not None:
         check(total(list(counts.values())))
     open_tasks = [index for index in range(len(tasks)) if index not in counts]
