@@ -94,7 +94,10 @@ def files_of(name: str, source: SourceConfig) -> tuple[list[tuple[SourceFile, st
     beside = _beside(Path(source.responses.solutions)) if source.format == "responses" else ()
     for pattern in source.path:
         base, paths, named = _expand(name, pattern)
+        known = {file.path for file, _ in found.values()}
         for path in paths:
+            if str(path) in known:  # two patterns that share files: each is read once
+                continue
             kind = source.format if source.format != "auto" else FORMAT_OF.get(plain_suffix(path), "")
             if not kind and named:
                 endings = ", ".join(FORMAT_OF)

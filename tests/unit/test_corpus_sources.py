@@ -55,6 +55,7 @@ def test_globs_and_files_keep_the_order_they_are_named_in(folder: Path) -> None:
         ("a.jsonl", "jsonl"),
     ]
     assert places(f"{folder}/**/*.html")[0] == [("deep/c.html", "html")]
+    assert places(str(folder), f"{folder}/deep", f"{folder}/deep/*.html")[0] == places(str(folder))[0]  # each once
 
 
 @pytest.mark.parametrize(
