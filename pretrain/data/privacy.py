@@ -157,8 +157,14 @@ def _phones(text: str, regions: Sequence[str]) -> Iterator[Found]:
             continue
         for match in phonenumbers.PhoneNumberMatcher(text, region, leniency=phonenumbers.Leniency.STRICT_GROUPING):
             international = match.raw_string.lstrip("( ")[:1] in ("+", "＋")
-            if international or _is_national(text, match.start, match.end, match.raw_string):
+            check = _is_international if international else _is_national
+            if check(text, match.start, match.end, match.raw_string):
                 yield Found(match.start, match.end, "phone")
+
+
+def _is_international(text: str, start: int, end: int, _: str) -> bool:
+    """Not a summand: right behind a digit, or before an equals sign."""
+    return not (text[max(start - 1, 0) : start].isdigit() or text[end : end + _BEFORE].lstrip().startswith("="))
 
 
 def _is_national(text: str, start: int, end: int, number: str) -> bool:
