@@ -146,11 +146,23 @@ def read_parquet(path: Path, source: SourceConfig) -> Iterator[Found]:
                     f"{path}: expected column {missing[0]!r} (setting text), got {', '.join(file.schema_arrow.names)}"
                 )
             for batch in file.iter_batches(batch_size=_PARQUET_BATCH):
-                for row in batch.to_pylist():
+                for row in _rows(batch):
                     number += 1
-                    yield row_item(row, f"row {number}", source.text)
+                    place = f"row {number}"
+                    yield error(place, "value", row) if isinstance(row, str) else row_item(row, place, source.text)
     except (OSError, pa.ArrowException) as broken:
         raise DataError(f"{path}: expected a parquet file, broken after row {number}: {broken}") from broken
+
+
+def _rows(batch: Any) -> list[dict[str, Any] | str]:
+    """The rows of a record batch; of one with a value that Python does not have (a date after 9999) what is wrong."""
+    try:
+        rows: list[dict[str, Any] | str] = batch.to_pylist()
+        return rows
+    except (ValueError, OverflowError, KeyError) as wrong:
+        if len(batch) == 1:
+            return [f"{type(wrong).__name__}: {wrong}"]
+        return [row for k in range(len(batch)) for row in _rows(batch.slice(k, 1))]
 
 
 def read_hub_dataset(name: str, source: SourceConfig) -> Iterator[Found]:

@@ -241,3 +241,13 @@ def test_a_row_that_no_limit_of_python_takes_is_an_error_of_its_own(tmp_path: Pa
     broken, sound = items(read_jsonl(path, source()))
     assert (broken.is_error, broken.reason, sound.text) == (True, "json", "b")
     assert "4300 digits" in broken.detail
+
+
+def test_a_value_that_python_has_no_word_for_is_an_error_of_its_row(tmp_path: Path) -> None:
+    """Databases write infinity as a date beyond the year 9999."""
+    days = pa.array([1, 2**31 - 1, 2], pa.date32())
+    pq.write_table(pa.table({"text": ["a", "b", "c"], "day": days}), tmp_path / "a.parquet")
+    first, infinite, last = items(read_parquet(tmp_path / "a.parquet", source()))
+    assert (first.text, last.text, last.place) == ("a", "c", "row 3")
+    assert (infinite.place, infinite.is_error, infinite.reason) == ("row 2", True, "value")
+    assert infinite.detail.startswith("OverflowError: ")
