@@ -10,6 +10,7 @@ and too many of them stop the stage as well.
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,7 +24,7 @@ from pretrain.data import label_schema as schema
 from pretrain.data.document import Row, shards_of
 from pretrain.data.label_schema import MEANINGS
 from pretrain.data.labels import FAILED_MARK, Labeller, bind, described, failure_of, identified
-from pretrain.data.shards import Progress, Stateful, Workers, map_shards
+from pretrain.data.shards import FINISHED, Progress, Stateful, Workers, map_shards, remove_surplus
 from rewards.base import NOT_APPLICABLE
 from rlplatform.config.corpus_annotate import AnnotateConfig
 from rlplatform.datafiles import DataError
@@ -60,7 +61,7 @@ def annotate(config: AnnotateConfig, progress: Progress | None = None) -> dict[s
         workers=Workers(workers.num_workers, workers.cpus, workers.gpus, workers.memory_gib),
         progress=progress,
     )
-    _remove_surplus(folder, len(shards))
+    remove_surplus(folder, len(shards))
     known = _known_labellers(Path(config.documents)) | {one.identity: described(one) for one in labellers}
     found = summarise(shards_of(folder))
     summary = {
@@ -70,16 +71,14 @@ def annotate(config: AnnotateConfig, progress: Progress | None = None) -> dict[s
         "labels": found,
         "labellers": {k: v for k, v in known.items() if any(k in entry["by"] for entry in found.values())},
     }
-    for name, entry in found.items():
-        _check_failed(name, entry["failed"], entry["answers"], config.max_failed_share)
+    try:
+        for name, entry in found.items():
+            _check_failed(name, entry["failed"], entry["answers"], config.max_failed_share)
+    except DataError:
+        shutil.rmtree(folder / FINISHED)  # what failed is asked again by the next attempt
+        raise
     write_atomically(folder / SUMMARY, json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
     return summary
-
-
-def _remove_surplus(folder: Path, num_shards: int) -> None:
-    """Shards of an attempt on more of them."""
-    for path in shards_of(folder)[num_shards:]:
-        path.unlink()
 
 
 def _known_labellers(documents: Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The steps that a ``clean`` stage names: which settings each takes, and what stands behind a path.
 
     steps:
-      english: {function: label, name: language, keep: [en]}
+      english: {function: label, name: language, keep: [eng_Latn]}
       exact_duplicates: {}
       near_duplicates: {threshold: 0.8}
       contamination: {benchmarks: [gsm8k, mmlu], data_dir: data/benchmarks, mode: cut}
@@ -26,6 +26,7 @@ from pretrain.data.corpus_steps import CorpusStep, ExactDuplicates, NearDuplicat
 from pretrain.data.fates import LocalStep
 from pretrain.data.filters import label, length, safety, signal
 from pretrain.data.flow import SEPARATOR
+from pretrain.data.labels import source_hash
 from pretrain.data.privacy import privacy
 from rewards.base import load_function
 from rlplatform.datafiles import DataError
@@ -55,6 +56,13 @@ class Step:
     def corpus(self) -> CorpusStep | None:
         """The step that needs to see all documents, or None: a step that decides row by row."""
         return CORPUS[self.function](**self.settings) if self.function in CORPUS else None
+
+    @property
+    def code(self) -> str:
+        """Hash of the file with a function of one's own; "" for a name of STEPS."""
+        if self.function in STEPS:
+            return ""
+        return source_hash(load_function(self.function, f"steps.{self.name}.function"))
 
 
 def steps_of(config: Mapping[str, Any]) -> list[Step]:

@@ -29,6 +29,7 @@ from pretrain.data.contamination import Index, Item, build_index
 from pretrain.data.corpus_plan import plan_step, read_answers
 from pretrain.data.corpus_steps import Sketch, save_sketch
 from pretrain.data.document import (
+    DOCUMENTS,
     DROPPED,
     DROPPED_SCHEMA,
     Row,
@@ -40,7 +41,7 @@ from pretrain.data.document import (
 from pretrain.data.edits import Answer, Decision
 from pretrain.data.fates import CHANGES, CHANGES_SCHEMA, UNTOUCHED, Fate, apply_step, changes, current
 from pretrain.data.flow import Flow, flow_of, save, table
-from pretrain.data.shards import Counts, Progress, Workers, checked, fingerprints, run_tasks, total
+from pretrain.data.shards import Counts, Progress, Workers, checked, fingerprints, remove_surplus, run_tasks, total
 from rlplatform.config import CleanConfig
 from rlplatform.datafiles import DataError
 from rlplatform.runs import write_atomically
@@ -230,7 +231,7 @@ def clean(
     tasks = fingerprints(shards)
     looked_for, key = {}, hashlib.blake2b(repr(tasks).encode())
     for step in steps:
-        key.update(repr(step).encode())
+        key.update(f"{step!r}{step.code}".encode())
         if step.function == "contamination":
             index = build_index(items(step), **index_settings(step))
             index.save(indexes / f"{step.name}.npz")
@@ -268,6 +269,8 @@ def clean(
     )
     flow = flow_of([step.name for step in steps], total(counts))
     _check_balance(flow, written, sum(pq.read_metadata(path).num_rows for path in shards))
+    for prefix in (DOCUMENTS, DROPPED, CHANGES):
+        remove_surplus(folder, len(shards), prefix)
     shutil.rmtree(work)
     return Cleaned(flow, looked_for, not_compared)
 

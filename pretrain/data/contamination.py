@@ -198,7 +198,8 @@ def _cut(text: str, found: Sequence[Hit], window: int, min_piece: int, max_cuts:
         start, end = _whole_words(text, hit.start - window, hit.end + window)
         if spans and start <= spans[-1][1]:
             first, last, inside = spans[-1]
-            spans[-1] = (min(first, start), max(last, end), [*inside, hit])
+            inside.append(hit)
+            spans[-1] = (min(first, start), max(last, end), inside)
         else:
             spans.append((start, end, [hit]))
     if len(spans) > max_cuts:

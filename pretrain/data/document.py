@@ -100,6 +100,8 @@ def meta_json(meta: Mapping[str, Any], where: str = "meta") -> str:
         text.encode()
     except (TypeError, ValueError) as error:
         raise DataError(f"{where}: a column cannot be kept as JSON: {error}") from error
+    except RecursionError as error:
+        raise DataError(f"{where}: a column cannot be kept as JSON: nested too deeply") from error
     return text
 
 

@@ -1,7 +1,8 @@
 """Filters by what annotation said of a document, and by its length. Each is ``rows, settings -> decisions``.
 
 A label is looked up by its name, and by its labeller where one is named; where several say something, the last counts,
-as in ``document.label_of``. A document without the label is an error until ``missing`` says what becomes of it.
+as in ``document.label_of``. A document without the label, or with one that failed or does not apply, is an error until
+``missing`` says what becomes of it.
 """
 
 from __future__ import annotations
@@ -12,10 +13,13 @@ from typing import Any
 
 from pretrain.data.document import Row, label_of
 from pretrain.data.edits import KEEP, Decision
+from pretrain.data.label_schema import HARMS
+from pretrain.data.labels import failure_of
 from rlplatform.datafiles import DataError
 
 KEEP_MISSING, DROP_MISSING, REFUSE_MISSING = "keep", "drop", "error"
 MISSING = (REFUSE_MISSING, KEEP_MISSING, DROP_MISSING)
+UNSAFE = (*(harm for harm in HARMS if harm != "safe"), "unsafe")
 
 
 def label(
@@ -58,7 +62,7 @@ def _by_label(
     labeller: str,
     missing: str,
 ) -> Decision:
-    found = label_of(row, name, labeller)
+    found = _said(row, name, labeller)
     if found is None:
         return _missing(row, name, labeller, missing)
     value, who = found["value"], found["labeller"]
@@ -73,7 +77,7 @@ def safety(
     rows: Sequence[Row],
     *,
     name: str = "safety",
-    drop: Sequence[str] = ("unsafe",),
+    drop: Sequence[str] = UNSAFE,
     min_score: float = -math.inf,
     labeller: str = "",
     missing: str = REFUSE_MISSING,
@@ -105,7 +109,7 @@ def signal(
     _check_bounds("signal", min, max)
     decisions = []
     for row in rows:
-        found = label_of(row, name, labeller)
+        found = _said(row, name, labeller)
         decisions.append(
             _missing(row, name, labeller, missing) if found is None else _inside(_score(row, found), name, min, max)
         )
@@ -131,6 +135,11 @@ def _inside(value: float, name: str, low: float, high: float) -> Decision:
     return KEEP
 
 
+def _said(row: Row, name: str, labeller: str) -> Row | None:
+    found = label_of(row, name, labeller)
+    return None if found is None or failure_of(found) else found
+
+
 def _check_missing(missing: str) -> None:
     if missing not in MISSING:
         raise DataError(f"missing: expected one of {', '.join(MISSING)}, got {missing!r}")
@@ -138,7 +147,7 @@ def _check_missing(missing: str) -> None:
 
 def _missing(row: Row, name: str, labeller: str, missing: str) -> Decision:
     if missing == REFUSE_MISSING:
-        there = sorted({f"{entry['name']} ({entry['labeller']})" for entry in row["labels"]})
+        there = sorted({" ".join([e["name"], *failure_of(e).split(), f"({e['labeller']})"]) for e in row["labels"]})
         wanted = f"{name!r} by {labeller}" if labeller else repr(name)
         raise DataError(
             f"expected a label {wanted}, there are {', '.join(there) or 'none'}; annotate it before, or set missing: "

@@ -227,7 +227,7 @@ def identified(bound: Labeller) -> Labeller:
         DataError: such a file is not there.
     """
     function = bound.function
-    version = getattr(function, "version", "") or f"file-{_source_hash(function)}"
+    version = getattr(function, "version", "") or f"file-{source_hash(function)}"
     stem = next((name for name, target in LABELLERS.items() if target == bound.target), bound.target.rpartition(":")[2])
     where, files = getattr(function, "where", ()), getattr(function, "files", ())
     said = {k: v for k, v in bound.settings.items() if k not in where}
@@ -266,6 +266,7 @@ def content_hash(path: Any) -> str:
     return digest.hexdigest()
 
 
-def _source_hash(function: Callable[..., Any]) -> str:
+def source_hash(function: Callable[..., Any]) -> str:
+    """``content_hash`` of the file that a function stands in; what it imports is not looked at."""
     source = inspect.getsourcefile(function)
     return content_hash(source) if source else "unknown"

@@ -7,7 +7,7 @@ summary.json           of every part: documents, tokens, what was asked and what
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -80,9 +80,19 @@ def parts_of(config: MixtureConfig) -> dict[str, Part]:
     }
 
 
-def read_columns(shards: list[Path], classes: Sequence[str], numbers: Sequence[str]) -> dict[str, np.ndarray]:
+def read_columns(shards: list[Path], classes: Iterable[str], numbers: Iterable[str]) -> dict[str, np.ndarray]:
     """Of all documents in order: ``id`` and each class label's value (str), each number label's number (float64, nan
-    where a document has none)."""
+    where a document has none).
+
+    Raises:
+        DataError: a label is asked for as both.
+    """
+    classes, numbers = dict.fromkeys(classes), dict.fromkeys(numbers)
+    both = next((name for name in classes if name in numbers), None)
+    if both is not None:
+        raise DataError(
+            f"label {both!r}: expected a class (parts) or a number (weights, size), it is asked for as both"
+        )
     columns: dict[str, list[Any]] = {"id": [], **{name: [] for name in (*classes, *numbers)}}
     for path in shards:
         for rows in read_batches(path):

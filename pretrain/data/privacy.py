@@ -14,6 +14,7 @@ after a decimal point, version and section numbers, dates, ISBNs, bare runs of d
 
 from __future__ import annotations
 
+import bisect
 import ipaddress
 import re
 from collections import Counter
@@ -33,12 +34,13 @@ class Found(NamedTuple):
     kind: str
 
 
+# A letter of another script may stand right before and behind these: Chinese has no spaces.
 _EMAIL = re.compile(
-    r"(?<![\w.+-])[A-Za-z0-9_][A-Za-z0-9._%+-]{0,63}@(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+[A-Za-z]{2,24}"
-    r"(?![\w@-])"
+    r"(?<![A-Za-z0-9_.+-])[A-Za-z0-9_][A-Za-z0-9._%+-]{0,63}@(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+[A-Za-z]{2,24}"
+    r"(?![A-Za-z0-9_@-])"
 )
 _IBAN = re.compile(r"(?<![A-Za-z0-9])[A-Z]{2}[0-9]{2}(?:[ -]?[A-Za-z0-9]{1,4}){3,8}(?![A-Za-z0-9])")
-_DIGITS = re.compile(r"(?<![\w.,+-])\d(?:[ -]?\d){12,18}(?![\w]|[.,-]\d)")
+_DIGITS = re.compile(r"(?<![A-Za-z\d_.,+-])\d(?:[ -]?\d){12,18}(?![A-Za-z\d_]|[.,-]\d)")
 _IPV4 = re.compile(r"(?<![\w.-])(?:\d{1,3}\.){3}\d{1,3}(?![\w-]|\.\d)")
 _IPV6 = re.compile(r"(?<![\w:.])[0-9A-Fa-f]{1,4}:(?:[0-9A-Fa-f]{0,4}:){1,6}[0-9A-Fa-f]{0,4}(?![\w:])")
 _OPERATOR_BEFORE = re.compile(r"[=+*/×÷^<>−]\s*$|\d\s+-\s*$")
@@ -48,6 +50,7 @@ _NUMBERED = re.compile(
     r"\.?\s*$",
     re.I,
 )
+_PROGRAM = re.compile(r"[=<>~!]=\s*$|\b[A-Z][A-Za-z]*/$")  # foo==1.2.3.4, Chrome/1.2.3.4: a program's version
 _PHONE_LIKE = re.compile(r"\d(?:[\s().\-–/]{0,3}\d){6}")  # spares the slow rules texts without any
 _BEFORE = 16  # characters of context that are looked at
 # Payment cards: prefixes as ranges of the first digits, and lengths (ISO/IEC 7812 as the brands publish it).
@@ -124,7 +127,8 @@ def _ipv4(text: str, _: Sequence[str]) -> Iterator[Found]:
         numbers = match[0].split(".")
         opens_line = not before.rpartition("\n")[2].strip() and (match.start() == 0 or "\n" in before)
         heading = opens_line and all(int(number) < 32 for number in numbers)
-        if not heading and not _NUMBERED.search(before) and _is_public(match[0]):
+        version = _NUMBERED.search(before) or _PROGRAM.search(before)
+        if not heading and not version and _is_public(match[0]):
             yield Found(match.start(), match.end(), "ipv4")
 
 
@@ -153,8 +157,14 @@ def _phones(text: str, regions: Sequence[str]) -> Iterator[Found]:
             continue
         for match in phonenumbers.PhoneNumberMatcher(text, region, leniency=phonenumbers.Leniency.STRICT_GROUPING):
             international = match.raw_string.lstrip("( ")[:1] in ("+", "＋")
-            if international or _is_national(text, match.start, match.end, match.raw_string):
+            check = _is_international if international else _is_national
+            if check(text, match.start, match.end, match.raw_string):
                 yield Found(match.start, match.end, "phone")
+
+
+def _is_international(text: str, start: int, end: int, _: str) -> bool:
+    """Not a summand: right behind a digit, or before an equals sign."""
+    return not (text[max(start - 1, 0) : start].isdigit() or text[end : end + _BEFORE].lstrip().startswith("="))
 
 
 def _is_national(text: str, start: int, end: int, number: str) -> bool:
@@ -187,13 +197,16 @@ def find(text: str, kinds: Sequence[str] = tuple(KINDS), regions: Sequence[str] 
     Args:
         regions: ISO codes of countries whose phone numbers are found in their national form too, e.g. US, GB, DE.
     """
-    taken: list[Found] = []
+    taken: list[Found] = []  # by place
     for kind, finder in KINDS.items():
         if kind in kinds:
             for found in finder(text, regions):
-                if all(found.end <= other.start or other.end <= found.start for other in taken):
-                    taken.append(found)
-    return sorted(taken)
+                at = bisect.bisect(taken, found)
+                if all(
+                    found.end <= other.start or other.end <= found.start for other in taken[max(at - 1, 0) : at + 1]
+                ):
+                    taken.insert(at, found)
+    return taken
 
 
 def privacy(

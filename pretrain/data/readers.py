@@ -6,6 +6,7 @@ that what to do about them is decided in one place; a file that cannot be a file
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ _PARQUET_BATCH = 256  # rows
 
 def lines_of(lines: Iterable[bytes], encoding: str) -> Iterator[tuple[int, str | UnicodeDecodeError]]:
     """(number from 1, line without its end), or what is wrong with its bytes. UTF-8's mark at the start is no text."""
-    is_utf8 = encoding.lower().replace("_", "-") in ("utf-8", "utf8", "utf-8-sig")
+    is_utf8 = _is_utf8(encoding)
     for number, line in enumerate(lines, 1):
         if number == 1 and is_utf8:
             line = line.removeprefix(_BOM)
@@ -31,6 +32,10 @@ def lines_of(lines: Iterable[bytes], encoding: str) -> Iterator[tuple[int, str |
             yield number, line.removesuffix(b"\n").removesuffix(b"\r").decode(encoding)
         except UnicodeDecodeError as broken:
             yield number, broken
+
+
+def _is_utf8(encoding: str) -> bool:
+    return codecs.lookup(encoding).name == "utf-8"
 
 
 def _undecodable(place: str, broken: UnicodeDecodeError) -> Item:
@@ -51,7 +56,7 @@ def read_jsonl(path: Path, source: SourceConfig) -> Iterator[Found]:
 def _json_item(line: str, place: str, source: SourceConfig) -> Item:
     try:
         row = parse_json(line, "expected one JSON object a line")
-    except DataError as broken:
+    except ValueError as broken:  # a DataError, or Python's limit on the digits of a number
         return error(place, "json", str(broken))
     if not isinstance(row, dict):
         return error(place, "json", f"expected one JSON object a line, got {type(row).__name__}")
@@ -91,7 +96,7 @@ def read_text(path: Path, source: SourceConfig) -> Iterator[Found]:
 
 def _whole(data: bytes, encoding: str) -> Item:
     try:
-        return Item("", data.decode("utf-8-sig" if encoding.lower() in ("utf-8", "utf8") else encoding))
+        return Item("", data.decode("utf-8-sig" if _is_utf8(encoding) else encoding))
     except UnicodeDecodeError as broken:
         return _undecodable("", broken)
 
@@ -141,11 +146,23 @@ def read_parquet(path: Path, source: SourceConfig) -> Iterator[Found]:
                     f"{path}: expected column {missing[0]!r} (setting text), got {', '.join(file.schema_arrow.names)}"
                 )
             for batch in file.iter_batches(batch_size=_PARQUET_BATCH):
-                for row in batch.to_pylist():
+                for row in _rows(batch):
                     number += 1
-                    yield row_item(row, f"row {number}", source.text)
+                    place = f"row {number}"
+                    yield error(place, "value", row) if isinstance(row, str) else row_item(row, place, source.text)
     except (OSError, pa.ArrowException) as broken:
         raise DataError(f"{path}: expected a parquet file, broken after row {number}: {broken}") from broken
+
+
+def _rows(batch: Any) -> list[dict[str, Any] | str]:
+    """The rows of a record batch; of one with a value that Python does not have (a date after 9999) what is wrong."""
+    try:
+        rows: list[dict[str, Any] | str] = batch.to_pylist()
+        return rows
+    except (ValueError, OverflowError, KeyError) as wrong:
+        if len(batch) == 1:
+            return [f"{type(wrong).__name__}: {wrong}"]
+        return [row for k in range(len(batch)) for row in _rows(batch.slice(k, 1))]
 
 
 def read_hub_dataset(name: str, source: SourceConfig) -> Iterator[Found]:

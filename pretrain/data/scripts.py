@@ -17,6 +17,7 @@ _CODES = {
     "MONGOLIAN": "Mong", "CJK": "Hani", "HIRAGANA": "Hira", "KATAKANA": "Kana", "ARMENIAN": "Armn", "SYRIAC": "Syrc",
     "THAANA": "Thaa", "TIFINAGH": "Tfng", "JAVANESE": "Java", "NKO": "Nkoo", "VAI": "Vaii", "YI": "Yiii",
     "CANADIAN": "Cans", "ADLAM": "Adlm", "BAMUM": "Bamu", "CHAKMA": "Cakm", "BOPOMOFO": "Bopo",
+    "KATAKANA-HIRAGANA": "Kana", "IDEOGRAPHIC": "Hani",
 }  # fmt: skip
 NO_SCRIPT = "Zyyy"  # ISO 15924's "common": a text without letters
 _OTHER = "Zzzz"  # a script that has no code above
@@ -75,8 +76,9 @@ def scripts(text: str) -> Counter[str]:
 
 @functools.lru_cache(maxsize=65536)
 def _script(letter: str) -> str:
-    name = unicodedata.name(letter, "UNKNOWN").split()[0].removeprefix("FULLWIDTH").removeprefix("HALFWIDTH")
-    if name in ("", "FEMININE", "MASCULINE", "MODIFIER", "KELVIN", "ANGSTROM"):
+    full = unicodedata.name(letter, "UNKNOWN")
+    name = full.removeprefix("FULLWIDTH ").removeprefix("HALFWIDTH ").split()[0]
+    if name in ("FEMININE", "MASCULINE", "MODIFIER", "KELVIN", "ANGSTROM"):
         return "Latn"
     return _CODES.get(name, _OTHER)
 

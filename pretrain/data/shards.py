@@ -31,6 +31,7 @@ from pretrain.data.document import (
     ShardWriter,
     read_batches,
     shard_name,
+    shards_of,
 )
 from rlplatform.config import ConfigError
 from rlplatform.datafiles import DataError
@@ -102,6 +103,9 @@ def run_tasks(
         mark = _read_mark(folder, index)
         if mark is not None and mark["key"] == task_key:
             counts[index] = mark["counts"]
+    for other in (folder / FINISHED).glob("*.json"):  # marks of work that this one writes over
+        if int(other.stem) not in counts:
+            other.unlink()
     if check is not None:
         check(total(list(counts.values())))
     open_tasks = [index for index in range(len(tasks)) if index not in counts]
@@ -236,6 +240,12 @@ def map_shards(
     else:
         process = _Map(function, folder, batch_rows)
     return run_tasks(process, fingerprints(shards), folder, key=key, workers=workers, progress=progress)
+
+
+def remove_surplus(folder: Path, num_shards: int, prefix: str = DOCUMENTS) -> None:
+    """Shards that an attempt on more of them left; the last first, so that none is ever missing between others."""
+    for path in reversed(shards_of(folder, prefix)[num_shards:]):
+        path.unlink()
 
 
 def fingerprints(shards: Sequence[Path]) -> list[tuple[str, int, int]]:

@@ -36,6 +36,7 @@ class SourceFile:
     place: str  # within its source, the same wherever the data lie: what ids follow from
     size: int = 0  # bytes
     changed_ns: int = 0
+    beside: tuple[tuple[str, int, int], ...] = ()  # path, bytes, time of other files that its reader looks at
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,8 @@ def plan(config: DocumentsConfig) -> tuple[list[Task], dict[str, list[str]]]:
     ignored: dict[str, list[str]] = {}
     for name, source in config.sources.items():
         if source.format == "hub":
-            tasks += [Task(name, source, "hub", (SourceFile(path, path),)) for path in source.path]
+            sets = [SourceFile(path, path, beside=_beside(*Path(path).rglob("*"))) for path in source.path]
+            tasks += [Task(name, source, "hub", (one,)) for one in sets]
             continue
         files, ignored[name] = files_of(name, source)
         tasks += _tasks(name, source, files, config.task_mib << 20)
@@ -89,9 +91,13 @@ def files_of(name: str, source: SourceConfig) -> tuple[list[tuple[SourceFile, st
     """((file, format) in order, ignored files) of a source; errors as in ``plan``."""
     found: dict[str, tuple[SourceFile, str]] = {}
     ignored: list[str] = []
+    beside = _beside(Path(source.responses.solutions)) if source.format == "responses" else ()
     for pattern in source.path:
         base, paths, named = _expand(name, pattern)
+        known = {file.path for file, _ in found.values()}
         for path in paths:
+            if str(path) in known:  # two patterns that share files: each is read once
+                continue
             kind = source.format if source.format != "auto" else FORMAT_OF.get(plain_suffix(path), "")
             if not kind and named:
                 endings = ", ".join(FORMAT_OF)
@@ -106,10 +112,16 @@ def files_of(name: str, source: SourceConfig) -> tuple[list[tuple[SourceFile, st
                     f"sources.{name}: {found[place][0].path} and {path} would have the same ids; name a folder above "
                     "both, or make them two sources"
                 )
-            found[place] = (SourceFile(str(path), place, stat.st_size, stat.st_mtime_ns), kind)
+            found[place] = (SourceFile(str(path), place, stat.st_size, stat.st_mtime_ns, beside), kind)
     if not found:
         raise ConfigError(f"sources.{name}.path: no file to read in {', '.join(source.path)} ({len(ignored)} ignored)")
     return list(found.values()), ignored
+
+
+def _beside(*paths: Path) -> tuple[tuple[str, int, int], ...]:
+    """Those of them that are files: of a dataset in a folder all, of one on the hub none."""
+    stats = [(str(path), os.stat(path)) for path in sorted(paths) if path.is_file()]
+    return tuple((path, stat.st_size, stat.st_mtime_ns) for path, stat in stats)
 
 
 def _expand(name: str, pattern: str) -> tuple[Path, list[Path], bool]:

@@ -42,14 +42,15 @@ def open_bytes(path: str | Path) -> Iterator[IO[bytes]]:
 
 
 def _open(path: Path) -> IO[bytes]:
-    if path.suffix == ".gz":
+    suffix = path.suffix.lower()
+    if suffix == ".gz":
         return cast("IO[bytes]", gzip.open(path, "rb"))
-    if path.suffix == ".zst":
+    if suffix == ".zst":
         options: dict[int, int] = {zstd.DecompressionParameter.window_log_max: _WINDOW_LOG}
         return cast("IO[bytes]", zstd.open(path, "rb", options=options))
-    if path.suffix == ".bz2":
+    if suffix == ".bz2":
         return cast("IO[bytes]", bz2.open(path, "rb"))
-    if path.suffix == ".xz":
+    if suffix == ".xz":
         return cast("IO[bytes]", lzma.open(path, "rb"))
     return open(path, "rb")
 

@@ -20,9 +20,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pretrain.data.document import Row, label_of, num_documents, read_batches, shards_of
+from pretrain.data.labels import failure_of
 from pretrain.data.packing import PACKINGS, Rows
 from pretrain.data.shards import Counts, Progress, Stateful, Workers, fingerprints, run_tasks
 from pretrain.data.token_store import (
+    MANIFEST,
     Manifest,
     ShardEntry,
     index_path,
@@ -86,6 +88,7 @@ def write_tokens(
         {"tokenizer": tokenizer, "settings": settings, "folder": folder, "copies": copies},
     )
     key = json.dumps([encoder.fingerprint, settings.row_tokens, settings.packing, settings.seed, *settings.groups])
+    _make_way(folder, len(shards))
     done = run_tasks(process, tasks, folder, key=key, workers=workers, progress=progress)
     entries = [_entry(folder, shard, shard_counts) for shard, shard_counts in enumerate(done)]
     rest = _pack_rests(folder, len(shards), settings)
@@ -108,6 +111,14 @@ def write_tokens(
     return manifest
 
 
+def _make_way(folder: Path, num_shards: int) -> None:
+    """An attempt that is stopped leaves no manifest of the one before it, nor an index of a shard that is no more."""
+    (folder / MANIFEST).unlink(missing_ok=True)
+    indexes = {index_path(folder, shard) for shard in range(num_shards)}
+    for path in set(folder.glob("index-*.parquet")) - indexes:
+        path.unlink()
+
+
 # --- text to token ids ----------------------------------------------------------------------------------------------
 
 
@@ -128,10 +139,7 @@ class Encoder:
         if separator is None:
             raise DataError(f"{tokenizer}: expected {SEPARATOR} in the vocabulary, which joins documents")
         self.separator = int(separator)
-        self._backend = loaded.backend_tokenizer
-        self._backend.encode_special_tokens = True  # a control token spelt in a text is text
-        self._backend.no_truncation()
-        self._backend.no_padding()
+        self._backend = backend_of(loaded)
         self.fingerprint = hashlib.blake2b(self._backend.to_str().encode(), digest_size=16).hexdigest()
 
     def __call__(self, texts: Sequence[str]) -> list[np.ndarray]:
@@ -140,12 +148,21 @@ class Encoder:
         return [np.array([*one.ids, self.separator], dtype=np.int32) for one in encoded]
 
 
+def backend_of(tokenizer: PreTrainedTokenizerBase) -> Any:
+    """The fast tokenizer that takes every text whole and as text: nothing cut, padded or read as a control token."""
+    backend = tokenizer.backend_tokenizer
+    backend.encode_special_tokens = True
+    backend.no_truncation()
+    backend.no_padding()
+    return backend
+
+
 def group_of(row: Row, name: str) -> str:
-    """``source``, or the value of a label; ``unlabelled`` where a document has none of the name."""
+    """``source``, or the value of a label; ``unlabelled`` where a document has none of the name, or one that failed."""
     if name == SOURCE:
         return str(row[SOURCE])
     entry = label_of(row, name)
-    return NO_LABEL if entry is None else str(entry["value"])
+    return NO_LABEL if entry is None or failure_of(entry) else str(entry["value"])
 
 
 # --- one shard ------------------------------------------------------------------------------------------------------

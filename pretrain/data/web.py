@@ -66,7 +66,7 @@ def decoded(data: bytes, charset: str) -> tuple[bytes | str, str]:
         name = _AS_BROWSERS_READ.get(name.lower(), name)
         try:
             return data.decode(name), name.lower()
-        except (LookupError, UnicodeDecodeError):
+        except (LookupError, UnicodeError):
             continue
     return data, "guessed"
 
@@ -86,7 +86,7 @@ def read_warc(path: Path, source: SourceConfig) -> Iterator[Found]:
     number = 0
     with open_bytes(path) as stream:
         try:
-            for record in ArchiveIterator(_Whole(stream, path)):
+            for record in ArchiveIterator(_Whole(stream, path), arc2warc=True):
                 number += 1
                 yield _record_item(record, number, source)
                 _check_whole(record, path, number)
@@ -145,15 +145,16 @@ def _content(record: Any) -> bytes:
 def _plain_item(data: bytes, place: str, charset: str, rest: dict[str, Any]) -> Item:
     try:
         return Item(place, data.decode(charset), **rest)
-    except (LookupError, UnicodeDecodeError) as broken:
+    except (LookupError, UnicodeError) as broken:
         return Item(place, reason="encoding", detail=str(broken), **rest)
 
 
 def _media_type(header: str) -> tuple[str, str]:
     """(type in lower case, charset) of a Content-Type header."""
     media, *parameters = header.split(";")
-    values = dict(part.strip().partition("=")[::2] for part in parameters)
-    return media.strip().lower(), values.get("charset", "").strip("\"' ")
+    pairs = (parameter.partition("=") for parameter in parameters)
+    values = {name.strip().lower(): value.strip("\"' ") for name, _, value in pairs}
+    return media.strip().lower(), values.get("charset", "")
 
 
 def _check_whole(record: Any, path: Path, number: int) -> None:

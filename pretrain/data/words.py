@@ -2,7 +2,8 @@ r"""Words with their places in the text, and hashes of n-grams of words: what du
 
 A word is a run of letters and digits; signs are none. In scripts without spaces between words (Chinese, Japanese, Thai,
 Lao, Khmer, Burmese) every character is a word, since there is nothing to split at. Words are compared in NFKC and
-case-folded: ``ﬁne`` is ``fine``. Combining marks belong to the letter before them.
+case-folded: ``ﬁne`` is ``fine``. Combining marks belong to the letter before them, and characters that nobody sees
+(soft hyphens, joiners, spaces of no width) are none.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ _SPACELESS = (
 _MARKS = "".join(  # accents written apart and vowel signs: letters to a reader, not to \w
     chr(code) for code in range(0x300, 0x3000) if unicodedata.category(chr(code)) in ("Mn", "Mc")
 )
-_WORD = re.compile(rf"[{_SPACELESS}]|(?:[^\W_{_SPACELESS}]|[{_MARKS}])+")
+_HIDDEN = "\u00ad\u200b-\u200d\u2060\ufeff"  # hyphens that show at a line's end alone, joiners, breaks of no width
+_WORD = re.compile(rf"[{_SPACELESS}]|(?:[^\W_{_SPACELESS}]|[{_MARKS}])(?:[^\W_{_SPACELESS}]|[{_MARKS}{_HIDDEN}])*")
+_UNSEEN = re.compile(f"[{_HIDDEN}]+")
 _BASE = np.uint64(0x9E3779B97F4A7C15)  # odd: multiplying by it loses nothing modulo 2**64
 
 
@@ -45,7 +48,7 @@ class Words:
 
 def fold(word: str) -> str:
     """The form in which words are compared."""
-    return unicodedata.normalize("NFKC", word).casefold()
+    return unicodedata.normalize("NFKC", _UNSEEN.sub("", word)).casefold()
 
 
 @lru_cache(maxsize=1 << 17)  # of a text's words most have been seen before
@@ -113,7 +116,7 @@ def jaccard(a: Hashes, b: Hashes) -> float:
 
 
 def exact_key(text: str) -> bytes:
-    """16 bytes of BLAKE2b of the text in NFKC, case-folded, with runs of white space as one space and none at the ends.
+    """16 bytes of BLAKE2b of the text folded, with runs of white space as one space and none at the ends.
 
     Signs count: ``7 + 2`` and ``7 - 2`` are different texts.
     """

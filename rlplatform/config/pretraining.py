@@ -27,6 +27,11 @@ class PartConfig(TrackedReads):
             self.min_size >= 0 and (self.max_size == 0 or self.max_size >= self.min_size),
             f"min_size={self.min_size}, max_size={self.max_size}: expected 0 <= min_size <= max_size (0 = no bound)",
         )
+        for label, value in self.labels.items():
+            bools = any(isinstance(one, bool) for one in (value if isinstance(value, list | tuple) else [value]))
+            require(
+                not bools, f"labels.{label}: expected a value or a list of them, got {value!r}; quote words such as yes"
+            )
 
 
 @dataclass(frozen=True)

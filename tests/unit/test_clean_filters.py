@@ -10,6 +10,8 @@ import pytest
 from pretrain.data.document import document, label
 from pretrain.data.filters import label as by_label
 from pretrain.data.filters import length, safety, signal
+from pretrain.data.label_schema import HARMS
+from pretrain.data.labels import Failed
 from rlplatform.datafiles import DataError
 
 
@@ -78,6 +80,26 @@ def test_safety_drops_what_is_called_unsafe_or_is_not_safe_enough() -> None:
     assert reasons(safety([safe, unsafe, unsure], min_score=0.5)) == ["", "value", "low_score"]
     with pytest.raises(DataError, match="expected a label 'safety'"):
         safety([EN])
+
+
+def test_safety_drops_every_harm_that_the_schema_names() -> None:
+    made = [labelled(("safety", value, None, "llm@1")) for value in HARMS]
+    assert reasons(safety(made)) == ["" if value == "safe" else "value" for value in HARMS]
+
+
+def test_a_label_that_failed_is_no_label() -> None:
+    timeout = Failed("timeout", "no reply").value
+    failed = labelled(("safety", timeout, None, "llm@1"), ("n", "!not_applicable", None, "q"))
+    with pytest.raises(DataError, match=r"label 'safety', there are n not_applicable \(q\), safety timeout \(llm@1\);"):
+        safety([failed])
+    assert reasons(safety([failed], missing="drop")) == ["no_label"]
+    assert reasons(safety([failed], missing="keep")) == [""]
+    assert reasons(by_label([failed], name="safety", keep=["safe"], missing="keep")) == [""]
+    with pytest.raises(DataError, match="expected a label 'n'"):
+        signal([failed], name="n", min=1)
+    assert reasons(signal([failed], name="n", min=1, missing="keep")) == [""]
+    (decision,) = signal([failed], name="n", min=1, missing="drop")
+    assert (decision.reason, decision.detail) == ("no_label", "no label n")
 
 
 def test_a_signal_lies_between_its_bounds_which_count_as_inside() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import time
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,9 @@ def found(text: str, regions: tuple[str, ...] = ("US", "GB", "DE")) -> list[tupl
     [
         ("Write to jane.doe+news@mail.example.co.uk.", "email", "jane.doe+news@mail.example.co.uk"),
         ("<a href='mailto:x_1@a-b.org'>", "email", "x_1@a-b.org"),
+        ("请联系abc@example.com或打电话", "email", "abc@example.com"),  # no spaces around it
+        ("Пишитеivan@example.ruсегодня", "email", "ivan@example.ru"),
+        ("卡号4111111111111111。", "card", "4111111111111111"),
         ("IBAN: GB82 WEST 1234 5698 7654 32 THANKS", "iban", "GB82 WEST 1234 5698 7654 32"),
         ("DE89370400440532013000,", "iban", "DE89370400440532013000"),
         ("pay BE71 0961 2345 6769 now", "iban", "BE71 0961 2345 6769"),
@@ -39,11 +43,15 @@ def found(text: str, regions: tuple[str, ...] = ("US", "GB", "DE")) -> list[tupl
         ("no. 6011000990139424", "card", "6011000990139424"),
         ("from 8.8.8.8 at noon", "ipv4", "8.8.8.8"),
         ("http://93.184.215.14:8080/x", "ipv4", "93.184.215.14"),
+        ("see https://whois.example/93.184.215.14", "ipv4", "93.184.215.14"),
+        ("ip=93.184.215.14", "ipv4", "93.184.215.14"),
         ("93.184.215.14 - - [10/Oct/2000]", "ipv4", "93.184.215.14"),
         ("addr 2606:2800:21f:cb07:6820:80da:af6b:8b2c", "ipv6", "2606:2800:21f:cb07:6820:80da:af6b:8b2c"),
         ("ping 2a00:1450:4001::200e ok", "ipv6", "2a00:1450:4001::200e"),
         ("call +49 30 901820 please", "phone", "+49 30 901820"),
         ("call +1 (212) 736-5000!", "phone", "+1 (212) 736-5000"),
+        ("<b>Tel.+49 30 901820</b>", "phone", "+49 30 901820"),
+        ("room 5 +1 212 736 5000", "phone", "+1 212 736 5000"),
         ("call (212) 736-5000 or write", "phone", "(212) 736-5000"),
         ("London 020 7946 0958", "phone", "020 7946 0958"),
         ("Berlin: 030 901820", "phone", "030 901820"),
@@ -57,6 +65,8 @@ def test_personal_data_is_found(text: str, kind: str, what: str) -> None:
     "text",
     [
         "version 1.2.3.4 and v10.20.30.40, Python 3.11.4.1",
+        "pip install foo==1.2.3.4 'bar >= 1.2.3.4' baz~=1.2.3.4 qux!=1.2.3.4",
+        "Mozilla/5.0.1.2 (Windows) Chrome/99.0.48.44 Safari/15.6.1.1",
         "1.2.3.4 Scope of the standard",  # a section's number
         "see section 10.4.2.1 and § 3.1.4.1",
         "192.168.0.1, 10.0.0.7, 127.0.0.1, 0.0.0.0, 224.0.0.1, 203.0.113.9",  # nobody's
@@ -67,6 +77,7 @@ def test_personal_data_is_found(text: str, kind: str, what: str) -> None:
         "1990-2000, 1914-1918 and 1998 2004 2005",
         "347 + 285 = 632, 123 456 789 * 2 = 246913578, 7 - 3 = 4",
         "4111111111111111 + 1 = 4111111111111112",  # a sum
+        "347+12127365000 and 12 +12127365000 = 12127365012",
         "212-736-5000 = -5524",
         "x = 4111111111111111",
         "3.141592653589793238462643",
@@ -93,6 +104,16 @@ def test_national_numbers_are_found_in_the_regions_of_the_config_alone() -> None
     assert found("call (212) 736-5000", regions=("GB",)) == []
     assert found("City Press, 2018, p. 721–742. 2018.", regions=tuple(SUPPORTED_REGIONS)) == []
     assert found("call +1 212 736 5000", regions=()) == [("phone", "+1 212 736 5000")]
+
+
+def test_a_log_of_many_addresses_takes_time_in_proportion() -> None:
+    seconds = []
+    for num in (2_000, 20_000):
+        text = "".join(f"93.184.215.{k % 256} mail{k}@example.org\n" for k in range(num))
+        began = time.process_time()
+        assert len(find(text)) == 2 * num
+        seconds.append(time.process_time() - began)
+    assert seconds[1] < 40 * seconds[0]  # 10 in proportion, 100 if each is compared with all
 
 
 def luhn_valid(digits: str) -> bool:

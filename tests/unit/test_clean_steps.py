@@ -299,6 +299,37 @@ def test_separators_of_lines_in_a_detail_do_not_move_other_documents(tmp_path: P
     assert [row["detail"] for row in found["dropped"]] == [texts[0][:9], texts[2][:9]]
 
 
+def test_a_second_attempt_on_fewer_shards_leaves_no_shard_of_the_first(tmp_path: Path, serial: None) -> None:
+    rows = [document("s", str(k), f"s:{k}", f"text {k}") for k in range(6)]
+    for per_shard in (1, 3):
+        shards = write_shards(rows, tmp_path / f"in-{per_shard}", per_shard)
+        clean(shards, tmp_path / "out", steps_of({"length": {}}), items=lambda step: [], workers=Workers())
+    assert [row["id"] for row in read_documents(tmp_path / "out")] == [row["id"] for row in rows]
+    assert [len(shards_of(tmp_path / "out", prefix)) for prefix in ("documents", DROPPED, CHANGES)] == [2, 2, 2]
+
+
+def test_another_function_of_the_same_name_is_other_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, serial: None
+) -> None:
+    keys: list[str] = []
+
+    def noted(*arguments: Any, key: str, **rest: Any) -> list[Counts]:
+        keys.append(key)
+        return one_after_another(*arguments, **rest)
+
+    monkeypatch.setattr(cleaning, "run_tasks", noted)
+    shards = write_shards([document("s", "1", "s:1", "text")], tmp_path / "in", 1)
+    own = tmp_path / "own.py"
+    for number in (1, 1, 2):
+        own.write_text(
+            f"from pretrain.data.edits import KEEP\n\nmine = lambda rows: [KEEP for _ in rows]  # {number}\n"
+        )
+        steps = steps_of({"mine": {"function": f"{own}:mine"}})
+        clean(shards, tmp_path / "out", steps, items=lambda step: [], workers=Workers())
+    assert keys[:2] == keys[2:4]
+    assert set(keys[:2]).isdisjoint(keys[4:])
+
+
 def test_nothing_that_was_lost_goes_unnoticed(tmp_path: Path, serial: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cleaning.Write, "__call__", lambda self, index, task: {"kept": 1, "dropped": 0, "changes": 0})
     with pytest.raises(RuntimeError, match="documents were lost"):

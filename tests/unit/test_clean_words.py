@@ -48,6 +48,14 @@ def test_words_are_compared_folded() -> None:
     assert words("cafe").hashes[0] != words("café").hashes[0]
 
 
+def test_characters_that_nobody_sees_are_not_compared() -> None:
+    hidden = "con\u00adtam\u00adi\u200bna\u2060tion \u200b世\u200b界\ufeff"
+    assert spans(hidden) == ["con\u00adtam\u00adi\u200bna\u2060tion", "世", "界"]
+    assert words(hidden).hashes.tolist() == words("Contamination 世界").hashes.tolist()
+    assert words("می\u200cخواهم").hashes.tolist() == words("میخواهم").hashes.tolist()
+    assert exact_key("co\u00adoperate") == exact_key("cooperate") != exact_key("co-operate")
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.sampled_from(["a", "b", "c", "dd", "ee"]), max_size=30), st.integers(1, 6))
 def test_gram_hashes_are_equal_exactly_where_the_grams_are(tokens: list[str], n: int) -> None:

@@ -199,3 +199,11 @@ def test_dropped_rows_are_whole_rows_with_their_end(tmp_path: Path) -> None:
     with ShardWriter(tmp_path / "dropped-00000.parquet", DROPPED_SCHEMA) as writer:
         writer.write([row])
     assert list(read_documents(tmp_path, DROPPED)) == [row]
+
+
+def test_a_column_that_is_nested_too_deeply_is_refused() -> None:
+    deep: list[Any] = []
+    for _ in range(5000):
+        deep = [deep]
+    with pytest.raises(DataError, match="file:3: a column cannot be kept as JSON: nested too deeply"):
+        meta_json({"x": deep}, "file:3")

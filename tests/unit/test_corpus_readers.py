@@ -225,3 +225,29 @@ def test_shared_files_are_read_whole(name: str, unit: Any, documents: int) -> No
 def test_settings_that_cannot_be_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         source(**settings)
+
+
+def test_the_byte_order_mark_is_no_text_however_the_encoding_is_spelt(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"\xef\xbb\xbfabc")
+    for encoding in ("utf-8", "utf_8", "UTF8", "U8"):
+        for unit in ("file", "line", "block"):
+            assert [item.text for item in items(read_text(path, source(encoding=encoding, unit=unit)))] == ["abc"]
+
+
+def test_a_row_that_no_limit_of_python_takes_is_an_error_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(f'{{"text": "a", "n": {"1" * 5000}}}\n{{"text": "b"}}\n')
+    broken, sound = items(read_jsonl(path, source()))
+    assert (broken.is_error, broken.reason, sound.text) == (True, "json", "b")
+    assert "4300 digits" in broken.detail
+
+
+def test_a_value_that_python_has_no_word_for_is_an_error_of_its_row(tmp_path: Path) -> None:
+    """Databases write infinity as a date beyond the year 9999."""
+    days = pa.array([1, 2**31 - 1, 2], pa.date32())
+    pq.write_table(pa.table({"text": ["a", "b", "c"], "day": days}), tmp_path / "a.parquet")
+    first, infinite, last = items(read_parquet(tmp_path / "a.parquet", source()))
+    assert (first.text, last.text, last.place) == ("a", "c", "row 3")
+    assert (infinite.place, infinite.is_error, infinite.reason) == ("row 2", True, "value")
+    assert infinite.detail.startswith("OverflowError: ")

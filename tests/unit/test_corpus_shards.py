@@ -114,3 +114,24 @@ def test_quiet_times_say_what_is_waited_for(
     run_tasks(wait, ["the slow one", "quick"], tmp_path, key="k", quiet_s=0.2)
     said = [record.getMessage() for record in caplog.records if record.name == "pretrain.data.shards"]
     assert any("1 to go, the first is 'the slow one'" in line for line in said)
+
+
+def test_a_mark_does_not_outlive_the_output_it_speaks_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One attempt is finished, the next with another key is killed between its output and its mark, and the first is
+    asked for again."""
+    monkeypatch.setattr(shards, "_on_ray", in_this_process)
+
+    def work(text: str, killed: bool = False) -> Any:
+        def write(index: int, task: Any) -> dict[str, int]:
+            (tmp_path / f"{index}.txt").write_text(text)
+            if killed:
+                raise KeyboardInterrupt
+            return {}
+
+        return write
+
+    run_tasks(work("first"), ["a", "b"], tmp_path, key="first")
+    with pytest.raises(KeyboardInterrupt):
+        run_tasks(work("second", killed=True), ["a", "b"], tmp_path, key="second")
+    run_tasks(work("first"), ["a", "b"], tmp_path, key="first")
+    assert [(tmp_path / f"{index}.txt").read_text() for index in range(2)] == ["first", "first"]

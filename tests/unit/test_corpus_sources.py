@@ -16,6 +16,7 @@ from pretrain.data.documents import ReadTask, as_row, found_in
 from pretrain.data.items import Item
 from pretrain.data.sources import SourceFile, Task, _tasks, files_of, plan
 from rlplatform.config import ConfigError, DocumentsConfig, SourceConfig
+from rlplatform.config.corpus_documents import ResponsesConfig
 from rlplatform.datafiles import DataError
 
 
@@ -54,6 +55,7 @@ def test_globs_and_files_keep_the_order_they_are_named_in(folder: Path) -> None:
         ("a.jsonl", "jsonl"),
     ]
     assert places(f"{folder}/**/*.html")[0] == [("deep/c.html", "html")]
+    assert places(str(folder), f"{folder}/deep", f"{folder}/deep/*.html")[0] == places(str(folder))[0]  # each once
 
 
 @pytest.mark.parametrize(
@@ -198,3 +200,22 @@ def test_a_task_has_another_key_when_a_file_or_setting_changes(tmp_path: Path) -
     write(tmp_path, a_dot_txt="other")
     assert repr(task(tmp_path)) != repr(first)
     assert repr(replace(first, name="t")) != repr(first)
+
+
+def test_what_a_source_reads_beside_its_files_is_part_of_its_tasks(tmp_path: Path) -> None:
+    """A dataset in a folder, the solutions of responses: written again, they are other work."""
+    write(tmp_path, set__train_dot_jsonl="{}", made__responses_dot_jsonl="{}", solved__responses_dot_jsonl="{}")
+    solved = tmp_path / "solved" / "responses.jsonl"
+    hub = SourceConfig(path=(str(tmp_path / "set"), "owner/name@main"), format="hub")
+    responses = SourceConfig(
+        path=(str(tmp_path / "made"),), format="responses", responses=ResponsesConfig(solutions=str(solved))
+    )
+    config = DocumentsConfig(sources={"hub": hub, "responses": responses})
+    before = repr(plan(config))
+    assert repr(plan(config)) == before
+    write(tmp_path, solved__responses_dot_jsonl='{"id": 1}')
+    after = repr(plan(config))
+    assert after != before
+    write(tmp_path, set__train_dot_jsonl='{"text": "x"}')
+    assert repr(plan(config)) != after
+    assert plan(config)[0][1].files == (SourceFile("owner/name@main", "owner/name@main"),)

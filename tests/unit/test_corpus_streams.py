@@ -81,3 +81,11 @@ def test_an_absent_file_is_an_error(tmp_path: Path) -> None:
 )
 def test_the_ending_behind_the_compression(name: str, suffix: str) -> None:
     assert plain_suffix(name) == suffix
+
+
+def test_an_ending_in_capitals_is_the_same_ending(tmp_path: Path) -> None:
+    for suffix, compress in COMPRESS.items():
+        path = tmp_path / f"A.TXT{suffix.upper()}"
+        path.write_bytes(compress(b"text"))
+        with open_bytes(path) as stream:
+            assert stream.read() == b"text"

@@ -13,7 +13,7 @@ from warcio.statusandheaders import StatusAndHeaders
 from warcio.warcwriter import WARCWriter
 
 from pretrain.data.items import Counted, Found, Item
-from pretrain.data.web import html_item, read_html, read_warc
+from pretrain.data.web import _media_type, decoded, html_item, read_html, read_warc
 from rlplatform.config import ConfigError, SourceConfig
 from rlplatform.datafiles import DataError
 
@@ -175,3 +175,27 @@ def test_a_file_that_is_no_archive(tmp_path: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(DataError, match="expected WARC records"):
             list(read_warc(path, SOURCE))
+
+
+@pytest.mark.parametrize("header", ["text/plain; Charset=KOI8-R", "text/plain; charset = 'koi8-r'"])
+def test_the_name_of_the_charset_parameter_is_read_in_any_case(header: str) -> None:
+    media, charset = _media_type(header)
+    assert (media, charset.lower()) == ("text/plain", "koi8-r")
+
+
+def test_a_codec_that_decodes_nothing_is_no_encoding() -> None:
+    assert decoded(b"caf\xe9", "undefined") == (b"caf\xe9", "guessed")
+
+
+def test_pages_of_an_arc_file_have_their_address(tmp_path: Path) -> None:
+    about = b"1 0 Test\nURL IP-address Archive-date Content-type Archive-length\n"
+    body = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\nhello"
+    path = tmp_path / "a.arc"
+    path.write_bytes(
+        b"filedesc://a.arc 0.0.0.0 20200102030405 text/plain %d\n%s\n" % (len(about), about)
+        + b"http://a.org/x 93.184.215.14 20200102030405 text/plain %d\n%s\n" % (len(body), body)
+    )
+    [page] = [item for item in read_warc(path, SOURCE) if isinstance(item, Item)]
+    assert (page.text, page.where) == ("hello", "http://a.org/x")
+    assert page.meta["url"] == "http://a.org/x"
+    assert page.meta["crawled"] == "2020-01-02T03:04:05Z"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import threading
 from collections import deque
 from collections.abc import Iterator
@@ -50,6 +51,19 @@ def test_tokens_are_those_of_the_text_alone(model: str) -> None:
     assert token_id(model, "<|endoftext|>") not in ids
     assert len(ids) > 1
     assert token_id(model, "<|nothing|>") is None
+
+
+def test_a_tokenizer_that_cuts_and_pads_counts_whole_texts_all_the_same(model: str, tmp_path: Path) -> None:
+    shutil.copytree(model, tmp_path / "cuts")
+    file = tmp_path / "cuts" / "tokenizer.json"
+    stated = json.loads(file.read_text())
+    stated["truncation"] = {"max_length": 5, "strategy": "LongestFirst", "stride": 0, "direction": "Right"}
+    stated["padding"] = {
+        **{"strategy": "BatchLongest", "direction": "Right", "pad_to_multiple_of": None},
+        **{"pad_id": 0, "pad_type_id": 0, "pad_token": "!"},
+    }
+    file.write_text(json.dumps(stated))
+    assert encode(str(tmp_path / "cuts"), TEXTS) == encode(model, TEXTS)
 
 
 def brute_force(model: str, text: str) -> tuple[float, int]:

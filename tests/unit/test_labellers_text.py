@@ -35,6 +35,7 @@ from rlplatform.datafiles import DataError
         ("สวัสดี", "Thai"),
         ("안녕하세요", "Hang"),
         ("日本語のテキスト", "Jpan"),
+        ("ｶﾀｶﾅ", "Jpan"),
         ("国家权利", "Hans"),
         ("國家權利", "Hant"),
         ("中文", "Hani"),  # the same in both
@@ -52,6 +53,7 @@ def test_letters_by_script() -> None:
     assert scripts("ab в 中") == Counter({"Latn": 2, "Cyrl": 1, "Hani": 1})
     assert spaceless_share("ab в 中") == 0.25
     assert spaceless_share("") == 0.0
+    assert scripts("ﾊﾝｶｸ ﾡ コーヒー 人々") == Counter({"Kana": 8, "Hani": 2, "Hang": 1})
 
 
 @pytest.mark.parametrize(

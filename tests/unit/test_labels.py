@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import pickle
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from pretrain.data.annotate import Annotator, merged, summarise, table
+from pretrain.data import shards
+from pretrain.data.annotate import Annotator, annotate, merged, summarise, table
 from pretrain.data.document import document, write_shards
 from pretrain.data.label_schema import MEANINGS
 from pretrain.data.labels import LABELLERS, Failed, Labeller, bind, described, failure_of, identified, to_labels
@@ -245,3 +246,30 @@ def test_the_summary_counts_every_answer(plugin: str, tmp_path: Path) -> None:
         assert sum(found["x"]["by"].values()) == 4
         assert any("timeout 1" in line for line in table({"labels": found}))
     assert summarise(write_shards(docs("a"), tmp_path / "none", 5)) == {}
+
+
+def test_what_failed_is_asked_again_by_the_next_attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An endpoint was away; documents are labelled in this process."""
+
+    def in_process(process: Any, tasks: Sequence[tuple[int, Any]], workers: Any) -> Iterator[dict[str, Any]]:
+        function = process.factory(**process.arguments)
+        return (shards._answer({"index": k, "task": pickle.dumps(task)}, function) for k, task in tasks)
+
+    monkeypatch.setattr(shards, "_on_ray", in_process)
+    (tmp_path / "asks.py").write_text(
+        "from pathlib import Path\nfrom pretrain.data.labels import Failed\n\n"
+        "def asks(texts, *, away):\n"
+        "    return [{'kind': Failed('timeout') if Path(away).exists() else 'news'} for _ in texts]\n"
+    )
+    away = tmp_path / "away"
+    away.touch()
+    write_shards([document("s", str(k), f"s:{k}", "text") for k in range(4)], tmp_path / "in", 2)
+    config = AnnotateConfig(
+        documents=str(tmp_path / "in"),
+        run_dir=str(tmp_path / "out"),
+        labellers={f"{tmp_path}/asks.py:asks": {"away": str(away)}},
+    )
+    with pytest.raises(DataError, match="label kind: 4 of 4 answers failed"):
+        annotate(config)
+    away.unlink()
+    assert annotate(config)["labels"]["kind"]["values"] == {"news": 4}

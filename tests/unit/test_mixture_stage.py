@@ -81,6 +81,13 @@ def test_documents_without_a_size_are_refused(documents: Path) -> None:
         mixture(documents, size="length.words")
 
 
+def test_a_label_is_read_as_a_class_or_as_a_number(documents: Path) -> None:
+    weights = documents.parent / "weights.json"
+    Weighting((Feature("level", None, 2.0, 1.0),), (0.5,)).save(weights)
+    with pytest.raises(ConfigError, match=r"label 'level': expected a class \(parts\) or a number \(weights, size\)"):
+        mixture(documents, weights=str(weights), parts={"all": PartConfig(1.0, {"level": ["2", "3"]})})
+
+
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
@@ -98,3 +105,6 @@ def test_parts_check_their_own_bounds() -> None:
         PartConfig(share=1.5)
     with pytest.raises(ConfigError, match="expected 0 <= min_size <= max_size"):
         PartConfig(min_size=5, max_size=3)
+    for value in (True, ["yes", False]):  # what YAML makes of an unquoted yes and no
+        with pytest.raises(ConfigError, match=r"labels.verified: expected .*; quote words such as yes"):
+            PartConfig(labels={"verified": value})

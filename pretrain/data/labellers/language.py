@@ -25,7 +25,7 @@ _NO_LANGUAGE = re.compile(r"https?://\S+|www\.\S+|[\w.+-]{1,64}@[\w-]+\.[\w.]+|\
 LACKED = frozenset(one.iso for one in LANGUAGES) - frozenset(PY3LANGID.values())  # by py3langid, of the 119
 
 
-@labeller(version=f"1.py3langid-{metadata.version('py3langid')}", files=("model",))
+@labeller(version=f"2.py3langid-{metadata.version('py3langid')}", files=("model",))
 def language(
     texts: Sequence[str],
     *,

@@ -8,9 +8,10 @@ from typing import Any
 
 from pretrain.data.labels import Value, labeller
 from pretrain.data.scripts import words
+from pretrain.data.tokens import backend_of
 
 
-@labeller(version="1", files=("tokenizer",))
+@labeller(version="2", files=("tokenizer",))
 def length(texts: Sequence[str], *, tokenizer: str = "") -> list[Mapping[str, Value]]:
     """``length.characters``, ``length.words``, and with ``tokenizer`` (a folder) ``length.tokens``.
 
@@ -38,9 +39,6 @@ def token_id(folder: str, token: str) -> int | None:
 
 @functools.cache
 def _tokenizer(folder: str) -> Any:
-    """The fast tokenizer of a folder, reading special tokens' text as text."""
     from model.tokenizer import load_tokenizer
 
-    backend = load_tokenizer(folder).backend_tokenizer
-    backend.encode_special_tokens = True
-    return backend
+    return backend_of(load_tokenizer(folder))

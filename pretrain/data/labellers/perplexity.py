@@ -19,7 +19,7 @@ from rlplatform.config import ConfigError
 _START = "<|endoftext|>"  # what stands before a document where documents are joined
 
 
-@labeller(version="1", files=("model",), where=("batch_tokens",))
+@labeller(version="2", files=("model",), where=("batch_tokens",))
 def perplexity(
     texts: Sequence[str],
     *,
