@@ -355,7 +355,7 @@ def test_distillation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             assert (raw["optimizer"]["lr"], raw["num_steps"]) == (rate, 7 if arm == "student" else 90)
     *_, test = distillation.runs(settings)
     models = [one for one in test.overrides if "model.path" in one]
-    assert "student-0.0005/arm/model" in models[1]
+    assert "student-0.0002/arm/model" in models[1]
     assert "rl-0.0002/arm/model" in models[2]
     names = [f"{who}_{mode}" for who in ("start", "student", "rl") for mode in ("thinking", "plain")]
     recipe(tmp_path / test.name, {name: {"kind": "eval", "num_samples": 2} for name in names})
