@@ -275,6 +275,13 @@ def _reading(found: Numbers, ks: Sequence[str]) -> list[str]:
         f"Distillation took {share:.2f} of reinforcement's FLOPs and {time:.2f} of its seconds. "
         f"pass@{top} in thinking mode moved by {', '.join(moves)} points."
     )
+    edges = [
+        ARMS[arm]
+        for arm in ARMS
+        if found["arms"][arm]["best"]["rate"] == max(one["rate"] for one in found["trials"][arm])
+    ]
+    if edges:
+        lines.append(f"The highest rate was the best for {' and '.join(edges)}: a higher one may be better.")
     return lines
 
 
@@ -320,7 +327,7 @@ STUDIES = (
         ),
         chosen=(
             "Each arm's learning rate, on the validation split. Steps and group sizes were not tuned; the test split "
-            "was used once."
+            "was used once. Unit tests ran beside some trials, which seconds show and FLOPs do not."
         ),
         runs=runs,
         collect=collect,
