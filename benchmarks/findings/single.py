@@ -91,7 +91,7 @@ def section_general(found: Numbers) -> list[str]:
         "| task | ability | prompts | solved before | solved after | points | reward before | reward after |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for entry in found["tasks"]:
+    for entry in sorted(found["tasks"], key=lambda entry: (entry["ability"], entry["task"])):
         solved, score = entry["solved"], entry["score"]
         lines.append(
             f"| `{entry['task']}` | {entry['ability']} | {entry['problems']} | {100 * solved['before']['value']:.1f} % "
