@@ -43,11 +43,11 @@ def test_every_stage_ends_with_what_the_next_one_takes(smoke: Finished) -> None:
     names = {entry["name"] for entry in labelled["labels"]}
     assert {"length.tokens", "domain"} <= names
     assert (smoke.folder / "clean" / "flow.png").stat().st_size > 5_000
-    # whole documents leave room in the few rows of so small a corpus; concatenated ones only in the last
-    for stage, row_tokens, waste in (("tokens_s1", 128, 0.005), ("tokens_s2", 128, 0.005), ("tokens_s3", 512, 0.1)):
+    for stage, row_tokens in (("tokens_s1", 128), ("tokens_s2", 128), ("tokens_s3", 512)):
         store = TokenStore(smoke.folder / stage, verify=True)
         assert store.manifest.row_tokens == row_tokens
-        assert store.manifest.waste <= waste
+        # concatenated documents leave room in the last row alone, whole ones in each of the few of so small a corpus
+        assert store.manifest.waste <= (0.1 if stage == "tokens_s3" else 1 / store.manifest.num_rows)
     for stage in ("s1", "s2", "s3"):
         rows = RunFolder(smoke.folder / stage).read_metrics()
         assert [row["step"] for row in rows] == [1, 2]

@@ -171,7 +171,8 @@ def test_reading_and_equality_against_pythons(a, b):
         assert same_json(a, b)
     elif same_json(a, b):
         assert a == b
-    assert grade(f"```json\n{text}\n```", {}, answer=text).score == 1.0
+    if "think>" not in text:  # the tag is one wherever it stands: what follows it is thought
+        assert grade(f"```json\n{text}\n```", {}, answer=text).score == 1.0
 
 
 @given(st.text(max_size=80), st.sampled_from(["{}", "[", "```json\n", "\n```", '"', "<think>", "1e400", ""]))
