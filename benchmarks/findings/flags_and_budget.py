@@ -9,9 +9,10 @@ from typing import Any
 
 from benchmarks.findings.after_stages import STAGES, seed_folder, seed_runs
 from benchmarks.findings.drawing import canvas, percent, points, save
-from benchmarks.findings.measures import pooled, value, wilson
+from benchmarks.findings.measures import pooled, value
 from benchmarks.findings.study import HARNESS, Numbers, Settings, Study, Unfinished, recipe_of, shown
 from rlplatform.budget import STOP_TEXT
+from rlplatform.stages.pass_rates import PassRate
 
 # --- flags ----------------------------------------------------------------------------------------------------------
 
@@ -59,7 +60,7 @@ def _all_seeds(seeds: list[Numbers]) -> Numbers:
     per_turn = pooled([(one["per_turn"]["value"], one["per_turn"]["ci95"]) for one in seeds])
     whole = sum(round(one["per_dialogue"]["value"] * one["dialogues"]) for one in seeds)
     num = sum(one["dialogues"] for one in seeds)
-    low, high = wilson(whole, num)
+    low, high = PassRate(whole, num).interval()
     sorts: dict[str, Numbers] = {}
     for sort in dict.fromkeys(sort for one in seeds for sort in one["sorts"]):
         own = [one["sorts"][sort] for one in seeds if sort in one["sorts"]]

@@ -18,7 +18,6 @@ from benchmarks.findings.study import Unfinished, shown
 from rlplatform.evaluation.runner import interval95
 from rlplatform.metrics import pass_at_k
 from rlplatform.runs import RunFolder
-from rlplatform.stages.pass_rates import PassRate
 
 Means = dict[str, float]  # problem -> mean score over its samples
 
@@ -96,11 +95,6 @@ def pooled(parts: Sequence[tuple[float, float]]) -> tuple[float, float]:
     """Mean of independent means, and half its interval: sqrt(sum of squares) / number."""
     means, halves = zip(*parts, strict=True)
     return sum(means) / len(parts), math.sqrt(sum(half**2 for half in halves)) / len(parts)
-
-
-def wilson(correct: int, num: int) -> tuple[float, float]:
-    """Low and high (Wilson 1927)."""
-    return PassRate(correct, num).interval()
 
 
 def metrics_of(folder: Path) -> list[dict[str, Any]]:

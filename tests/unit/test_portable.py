@@ -62,6 +62,12 @@ def weights_of(engine: TrainEngine) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in engine.full_state()}
 
 
+def check_equal(one: TrainEngine, other: TrainEngine) -> None:
+    expected = weights_of(other)
+    for name, tensor in weights_of(one).items():
+        assert torch.equal(tensor, expected[name]), name
+
+
 @pytest.mark.parametrize(
     ("zero_stage", "dtype"), [(0, "float32"), (2, "float32"), (0, "bfloat16"), (1, "bfloat16"), (2, "bfloat16")]
 )
@@ -74,9 +80,7 @@ def test_every_engine_goes_on_bit_for_bit(zero_stage: int, dtype: str, tmp_path:
     portable.load(again, folder)
     assert again.num_steps == 3
     train(again, range(3, 6))
-    expected = weights_of(whole)
-    for name, tensor in weights_of(again).items():
-        assert torch.equal(tensor, expected[name]), name
+    check_equal(again, whole)
 
 
 @pytest.mark.parametrize("zero_stage", [0, 2])
@@ -94,9 +98,7 @@ def test_a_stage_that_took_moments_over_goes_on_bit_for_bit(zero_stage: int, tmp
     portable.load(again, middle)
     assert again.num_steps == 2
     train(again, range(7, 9))
-    expected = weights_of(whole)
-    for name, tensor in weights_of(again).items():
-        assert torch.equal(tensor, expected[name]), name
+    check_equal(again, whole)
 
 
 def test_what_is_drawn_at_random_goes_on_as_well(tmp_path: Path) -> None:
