@@ -119,13 +119,24 @@ def read_hub(path: str, split: str, *, streaming: bool = False) -> Iterator[tupl
 
 
 def files_of_split(folder: Path, split: str) -> list[Path]:
-    """The data files of ``split`` in a folder: ``SPLIT.jsonl``, ``SPLIT-*.parquet``, ``SPLIT/...`` and the like."""
-    found = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.name.endswith(SUFFIXES)
-        and (re.split(r"[-_.]", path.name)[0] == split or split in path.relative_to(folder).parts[:-1])
-    )
+    """The data files of ``split`` in a folder: ``SPLIT.jsonl``, ``SPLIT-00000-of-00002.parquet``, ``SPLIT/...``.
+
+    Where none has the split's own name, those whose name goes on after it: ``SPLIT_hard.jsonl``.
+
+    Raises:
+        DataError: there is none.
+    """
+    own, longer = [], []
+    for path in sorted(folder.rglob("*")):
+        suffix = next((one for one in SUFFIXES if path.name.endswith(one)), "")
+        if not suffix:
+            continue
+        rest = path.name.removesuffix(suffix).removeprefix(split) if path.name.startswith(split) else None
+        if split in path.relative_to(folder).parts[:-1] or rest == "" or (rest and re.match(r"[-_.]\d", rest)):
+            own.append(path)
+        elif rest and rest[0] in "-_.":
+            longer.append(path)
+    found = own or longer
     if not found:
         there = sorted(p.name for p in folder.rglob("*") if p.name.endswith(SUFFIXES))[:10]
         raise DataError(f"{folder}: no file of split {split!r} ({', '.join(SUFFIXES)}); files there: {there}")

@@ -77,6 +77,21 @@ def test_gzip_folder_and_split(tmp_path: Path) -> None:
         list(read_rows(DataConfig(path=str(tmp_path), split="dev")))
 
 
+def test_a_split_is_not_another_whose_name_goes_on(tmp_path: Path) -> None:
+    for name in ("test", "test_plain", "train-00000-of-00002", "train-00001-of-00002", "train_hard", "dev_easy"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"prompt": name}) + "\n")
+    read = {
+        split: [row["prompt"] for _, row in read_rows(DataConfig(path=str(tmp_path), split=split))]
+        for split in ("test", "test_plain", "train", "dev")
+    }
+    assert read["test"] == ["test"]
+    assert read["test_plain"] == ["test_plain"]  # an underscore may stand in a split's name
+    assert read["train"] == ["train-00000-of-00002", "train-00001-of-00002"]
+    assert read["dev"] == ["dev_easy"]  # no file has the name itself
+    with pytest.raises(DataError, match="no file of split 'tes'"):
+        list(read_rows(DataConfig(path=str(tmp_path), split="tes")))
+
+
 def test_rename_struct_column_and_template(tmp_path: Path) -> None:
     config = DataConfig(columns={"gold": "meta.answer"}, template="{prompt} Put it in \\boxed{{}}.")
     prompt, columns = normalise({"prompt": "1+1?", "meta": {"answer": 2}}, "here", config)
