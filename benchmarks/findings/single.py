@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,8 @@ def agent_runs(settings: Settings) -> Iterator[Run]:
 
 
 def collect_agent(settings: Settings) -> Numbers:
+    from rlplatform.tasks.general.results import read_rows_of
+
     seeds = []
     for run in agent_runs(settings):
         folder = settings.folder(run.name)
@@ -150,6 +153,11 @@ def collect_agent(settings: Settings) -> Numbers:
             step: problem_means(eval_file(folder / stage, step), metric, samples) for step in eval_steps(folder / stage)
         }
         before, after = curve[min(curve)], curve[max(curve)]
+        data = held_out["data"]["path"].removeprefix("stage:")
+        rows = read_rows_of(folder / data / f"{held_out['data'].get('split', 'test')}.jsonl")
+        kinds: dict[str, list[str]] = {}  # episodes by their prompt's form
+        for problem in after:
+            kinds.setdefault(re.sub(r"\d+", "N", rows[int(problem.rpartition("-")[2])]["prompt"]), []).append(problem)
         seeds.append(
             {
                 "seed": run.seed,
@@ -159,6 +167,10 @@ def collect_agent(settings: Settings) -> Numbers:
                 "before": value(*mean_of(list(before.values()))),
                 "after": value(*mean_of(list(after.values()))),
                 "gain": value(*mean_of(difference(after, before))),
+                "by_kind": {
+                    kind: [value(*mean_of([when[problem] for problem in own])) for when in (before, after)]
+                    for kind, own in sorted(kinds.items())
+                },
                 "curve": [[step, *value(*mean_of(list(means.values()))).values()] for step, means in curve.items()],
             }
         )
@@ -181,11 +193,31 @@ def section_agent(found: Numbers) -> list[str]:
     for one in found["by_seed"]:
         lines.append(f"| {one['seed']} | {percent(one['before'])} | {percent(one['after'])} | {points(one['gain'])} |")
     lines.append(f"| **mean** | {percent(found['before'])} | {percent(found['after'])} | **{points(found['gain'])}** |")
+    lines += [
+        "",
+        "By what is asked, before and after:",
+        "",
+        "| seed | asked | before RL | after RL |",
+        "|---|---|---|---|",
+    ]
+    for one in found["by_seed"]:
+        for kind, (before, after) in one["by_kind"].items():
+            lines.append(f"| {one['seed']} | {kind} | {percent(before)} | {percent(after)} |")
+    never = [
+        f"{kind} in seed {one['seed']}"
+        for one in found["by_seed"]
+        for kind, (before, _) in one["by_kind"].items()
+        if not before["value"]
+    ]
+    if never:
+        lines += ["", f"What the warm-up never solves gives no reward to learn from: {', '.join(never)}."]
     met = found["gain"]["value"] >= 0.2
+    under = [str(one["seed"]) for one in found["by_seed"] if one["gain"]["value"] < 0.2]
     return [
         *lines,
         "",
-        f"Success rises by {points(found['gain'])} points: 20 are {'reached' if met else '**missed**'}.",
+        f"Success rises by {points(found['gain'])} points over the seeds: 20 are {'reached' if met else '**missed**'}"
+        f"{f', not in seed {chr(44).join(under)}' if under else ''}.",
     ]
 
 
@@ -226,7 +258,11 @@ STUDIES = (
             "Section 4.7, Table 22, Qwen3-32B before and after general RL (thinking / non-thinking): ToolUse 70.4 / "
             "73.2 to 85.5 / 86.5, BFCL v3 68.4 / 61.5 to 70.3 / 63.0."
         ),
-        chosen="The environment's level and the config's settings, on seed 0's held-out episodes.",
+        chosen=(
+            "The environment's level and the config's settings, on seed 0's held-out episodes. The warm-up's steps "
+            "went from 900, in which seed 2 did not learn the task, to 1,800 (with 900, seed 0 went from 32.4 to "
+            "56.6 % and seed 1 from 35.5 to 80.1 %); it ends earlier, when it is sure enough of its text."
+        ),
         runs=agent_runs,
         collect=collect_agent,
         section=section_agent,

@@ -423,15 +423,22 @@ def test_general(tmp_path: Path) -> None:
 def test_agent(tmp_path: Path) -> None:
     for seed in (0, 1):
         folder = tmp_path / f"agent/seed{seed}"
-        held_out = {"num_samples": 1, "metric": "math"}
+        held_out = {"num_samples": 1, "metric": "math", "data": {"path": "stage:data", "split": "test"}}
         rl = {"kind": "rl", "evaluation": held_out, "environment": {"name": "calculator"}}
-        recipe(folder, {"rl": rl})
-        evaluated(folder, "rl", {"a": (0,), "b": (0,)}, step=0)
-        evaluated(folder, "rl", {"a": (1,), "b": (seed,)}, step=30)
+        recipe(folder, {"data": {"kind": "dataset"}, "rl": rl})
+        rows = [{"prompt": prompt} for prompt in ("What is 12 + 3?", "What is 4 * 5?", "What is 7 + 81?")]
+        (folder / "data" / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        evaluated(folder, "rl", {"test-0": (0,), "test-1": (0,), "test-2": (1,)}, step=0)
+        evaluated(folder, "rl", {"test-0": (1,), "test-1": (seed,), "test-2": (1,)}, step=30)
     found = single.collect_agent(Settings(tmp_path, seeds=(0, 1)))
-    assert [one["gain"]["value"] for one in found["by_seed"]] == [0.5, 1.0]
-    assert found["gain"]["value"] == 0.75
-    assert "20 are reached" in single.section_agent(found)[-1]
+    assert [one["gain"]["value"] for one in found["by_seed"]] == [pytest.approx(1 / 3), pytest.approx(2 / 3)]
+    assert found["gain"]["value"] == pytest.approx(0.5)
+    kinds = found["by_seed"][0]["by_kind"]
+    assert [one["value"] for one in kinds["What is N + N?"]] == [0.5, 1.0]
+    assert [one["value"] for one in kinds["What is N * N?"]] == [0.0, 0.0]
+    text = single.section_agent(found)
+    assert "20 are reached" in text[-1]
+    assert any("never solves" in line and "What is N * N? in seed 0" in line for line in text)
 
 
 def test_smollm2(tmp_path: Path) -> None:
