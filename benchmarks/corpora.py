@@ -37,14 +37,16 @@ def long_domains(seed: int, *, num: int = 300, num_heldout: int = 30, characters
     return found
 
 
-def half_spoilt(seed: int, *, num: int = 6000, num_curated: int = 100, num_heldout: int = 100) -> dict[str, list[Row]]:
-    """Splits are the domains, in half of whose documents the words are in disorder; ``curated`` and ``heldout_DOMAIN``
-    have none of those. No text stands in two splits.
+def half_spoilt(
+    seed: int, *, num: int = 6000, num_curated: int = 100, num_heldout: int = 100, num_test: int = 100
+) -> dict[str, list[Row]]:
+    """Splits are the domains, in half of whose documents the words are in disorder; ``curated``, ``heldout_DOMAIN`` and
+    ``test_DOMAIN`` have none of those. No text stands in two splits.
 
     No column says which are spoilt: labellers have to find out.
     """
     sizes = {f"num_{name}": num // len(DOMAINS) for name in DOMAINS}
-    made = corpus.documents(seed, num_long=1, num_heldout=num_curated + num_heldout, **sizes)
+    made = corpus.documents(seed, num_long=1, num_heldout=num_curated + num_heldout + num_test, **sizes)
     rng = random.Random(f"half_spoilt/{seed}")
     found: dict[str, list[Row]] = {"curated": []}
     for name in DOMAINS:
@@ -56,5 +58,6 @@ def half_spoilt(seed: int, *, num: int = 6000, num_curated: int = 100, num_heldo
         rng.shuffle(rows)
         found[name] = rows
         found["curated"] += made[f"heldout_{name}"][:num_curated]
-        found[f"heldout_{name}"] = made[f"heldout_{name}"][num_curated:]
+        found[f"heldout_{name}"] = made[f"heldout_{name}"][num_curated : num_curated + num_heldout]
+        found[f"test_{name}"] = made[f"heldout_{name}"][num_curated + num_heldout :]
     return found

@@ -5,7 +5,8 @@
 Three domains, half of whose documents have their words in disorder; held out are documents in order. No label says it:
 a small model, trained on three hundred curated documents, labels every document with bits per byte. The
 domain arm knows the domain, the instance arm the bits per byte too; each is searched with as many proxies (kind
-mixture_search), then all are trained over seeds. Whatever comes out is the result.
+mixture_search) on the held-out sets, then all are trained over seeds and measured on test sets that decided nothing.
+Whatever comes out is the result.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def recipe(args: argparse.Namespace) -> dict[str, Any]:
     def tokens(documents: str) -> dict[str, Any]:
         return {"kind": "tokens", "documents": f"stage:{documents}", "tokenizer": "stage:init", "row_tokens": 128}
 
-    heldout = {f"{name}_heldout": documents(f"heldout_{name}") for name in DOMAINS}
+    measured = [f"{split}_{name}" for split in ("heldout", "test") for name in DOMAINS]
     return {
         "kind": "recipe",
         "name": "mixture_table",
@@ -40,7 +41,7 @@ def recipe(args: argparse.Namespace) -> dict[str, Any]:
             "raw": {"kind": "dataset", "function": "benchmarks.corpora:half_spoilt"},
             "documents": documents(*DOMAINS),
             "curated": documents("curated"),
-            **heldout,
+            **{f"{name}_documents": documents(name) for name in measured},
             "init": {
                 "kind": "init_model",
                 "data": {"path": "stage:raw", "split": "curated", "prompt": "text", "chat": False},
@@ -63,12 +64,13 @@ def recipe(args: argparse.Namespace) -> dict[str, Any]:
                 "labellers": {"perplexity": {"model": "stage:judge"}},
             },
             "tokens": tokens("labelled"),
-            **{f"{name}_tokens": tokens(f"{name}_heldout") for name in DOMAINS},
+            **{name: tokens(f"{name}_documents") for name in measured},
             "search": {
                 "kind": "mixture_search",
                 "documents": "stage:labelled",
                 "tokens": "stage:tokens",
-                "heldout": {name: f"stage:{name}_tokens" for name in DOMAINS},
+                "heldout": {name: f"stage:heldout_{name}" for name in DOMAINS},
+                "test": {name: f"stage:test_{name}" for name in DOMAINS},
                 "numbers": ["bits_per_byte"],
                 "num_proxies": args.num_proxies,
                 "num_seeds": args.num_seeds,
@@ -100,7 +102,7 @@ def main() -> None:
     }
     report(
         "mixture_table",
-        heldout_loss=rows,
+        test_loss=rows,
         rank_correlation=summary["rank_correlation"],
         ratio=float(np.mean(rows["instance"]["mean"]) / np.mean(rows["uniform"]["mean"])),
     )

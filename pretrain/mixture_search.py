@@ -45,7 +45,7 @@ def search_mixture(config: MixtureSearchConfig, *, progress: Progress = lambda w
     """
     folder = RunFolder(config.run_dir)
     corpus = Corpus.read(config)
-    search = Search(config, corpus, heldout_rows(config), folder, progress)
+    search = Search(config, corpus, config.heldout, folder, progress)
     domain = features_of(corpus.columns, corpus.sizes, [config.domain], [])
     instance = features_of(corpus.columns, corpus.sizes, [config.domain, *config.classes], config.numbers)
     fits = {arm: search.fit(arm, features) for arm, features in ((DOMAIN, domain), (INSTANCE, instance))}
@@ -55,7 +55,8 @@ def search_mixture(config: MixtureSearchConfig, *, progress: Progress = lambda w
         INSTANCE: Weighting(instance, tuple(fits[INSTANCE][0].best(config.radius).tolist())),
     }
     seeds = [config.seed + 1 + k for k in range(config.num_seeds)]
-    table = {arm: search.losses(f"{arm}, again", weighting, seeds) for arm, weighting in arms.items()}
+    compared = replace(search, heldout=config.test or config.heldout)
+    table = {arm: compared.losses(f"{arm}, again", weighting, seeds) for arm, weighting in arms.items()}
     arms[INSTANCE].save(folder.path / "weights.json")
     arms[DOMAIN].save(folder.path / "weights_domain.json")
     folder.save_json(
@@ -63,6 +64,7 @@ def search_mixture(config: MixtureSearchConfig, *, progress: Progress = lambda w
         {
             "proxies": {arm: points for arm, (_, points) in fits.items()},
             "heldout_loss": table,
+            "measured_on": "test" if config.test else "heldout",
             "seeds": seeds,
         },
     )
@@ -113,14 +115,11 @@ class Corpus:
         return corpus
 
 
-def heldout_rows(config: MixtureSearchConfig) -> dict[str, TextRows]:
-    """Every held-out set in memory."""
-    found = {}
-    for name, path in config.heldout.items():
-        store = TokenStore(path)
-        batch = store.read(range(len(store)))
-        found[name] = TextRows(batch.token_ids, batch.cu_pieces, batch.cu_rows)
-    return found
+def rows_of(path: str) -> TextRows:
+    """Packed tokens in memory."""
+    store = TokenStore(path)
+    batch = store.read(range(len(store)))
+    return TextRows(batch.token_ids, batch.cu_pieces, batch.cu_rows)
 
 
 @dataclass(frozen=True)
@@ -129,7 +128,7 @@ class Search:
 
     config: MixtureSearchConfig
     corpus: Corpus
-    heldout: dict[str, TextRows]
+    heldout: Mapping[str, str]  # name -> packed tokens whose loss is measured
     folder: RunFolder
     progress: Progress
 
@@ -153,7 +152,7 @@ class Search:
         config = self.config
         points = [{"theta": list(theta), "seed": seed} for theta, seed in zip(thetas, seeds, strict=True)]
         run = SmallRun(config.architecture, self._vocab_size, config.rows_per_step, config.lr)
-        measured = {name: asdict(TokenStore(path).manifest) for name, path in sorted(config.heldout.items())}
+        measured = {name: asdict(TokenStore(path).manifest) for name, path in sorted(self.heldout.items())}
         settings = [asdict(run), config.proxy_tokens, config.max_copies, self._row_tokens, measured]
         return run_points(
             proxy,
@@ -162,7 +161,7 @@ class Search:
             shared={
                 "corpus": self.corpus,
                 "features": tuple(features),
-                "heldout": self.heldout,
+                "heldout": {name: rows_of(path) for name, path in self.heldout.items()},
                 "run": run,
                 "num_tokens": config.proxy_tokens,
                 "max_copies": config.max_copies,
@@ -179,8 +178,10 @@ class Search:
 
     @cached_property
     def _vocab_size(self) -> int:
-        highest = max(int(text.max()) for text in self.corpus.texts)
-        return 1 + max(highest, *(int(rows.token_ids.max()) for rows in self.heldout.values()))
+        """Of the corpus and of all that is measured: equal for every run of a search, as its model has to be."""
+        paths = {*self.config.heldout.values(), *self.config.test.values()}
+        highest = [int(rows_of(path).token_ids.max()) for path in paths]
+        return 1 + max(*highest, *(int(text.max()) for text in self.corpus.texts))
 
 
 def proxy(

@@ -81,6 +81,7 @@ class MixtureSearchConfig(TrackedReads):
     documents: str = ""  # folder of labelled document shards, e.g. stage:clean
     tokens: str = ""  # the same documents packed without a mixture: stage:NAME
     heldout: dict[str, str] = field(default_factory=dict)  # name -> packed tokens; their mean loss is what is lowered
+    test: dict[str, str] = field(default_factory=dict)  # sets the arms are compared on; {} = those of heldout
     domain: str = "source"  # class label (or source) of the domain arm; the instance arm has it as well
     classes: tuple[str, ...] = ()  # other class labels of the instance arm
     numbers: tuple[str, ...] = ()  # number labels of the instance arm, e.g. perplexity
@@ -110,7 +111,7 @@ class MixtureSearchConfig(TrackedReads):
     @property
     def files(self) -> list[str]:
         """What is read beside them: of packed tokens the manifest, which holds their hashes."""
-        return [f"{path}/manifest.json" for path in (self.tokens, *self.heldout.values())]
+        return [f"{path}/manifest.json" for path in (self.tokens, *self.heldout.values(), *self.test.values())]
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,11 @@ def corpus(num: int, seed: int, kinds: tuple[str, ...]) -> list[Row]:
 @pytest.fixture(scope="module")
 def folder(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("search")
-    parts = {"train": corpus(200, 0, ("count", "noise")), "heldout": corpus(20, 1, ("count",))}
+    parts = {
+        "train": corpus(200, 0, ("count", "noise")),
+        "heldout": corpus(20, 1, ("count",)),
+        "test": corpus(20, 2, ("count",)),
+    }
     train_bpe([row["text"] for row in parts["train"]], 300, folder / "tokenizer")
     for name, rows in parts.items():
         write_shards(rows, folder / name, per_shard=200)
@@ -53,6 +57,7 @@ def config_of(folder: Path, run_dir: Path) -> MixtureSearchConfig:
         documents=str(folder / "train"),
         tokens=str(folder / "train_tokens"),
         heldout={"count": str(folder / "heldout_tokens")},
+        test={"unseen": str(folder / "test_tokens")},
         domain="kind",
         numbers=("order",),
         num_proxies=6,
@@ -78,6 +83,8 @@ def test_weights_turn_to_the_documents_that_teach_and_a_second_call_runs_nothing
     found = json.loads((tmp_path / "search.json").read_text())
     assert [len(found["proxies"][arm]) for arm in ("domain", "instance")] == [6, 6]
     assert [len(found["heldout_loss"][arm]) for arm in ("uniform", "domain", "instance")] == [2, 2, 2]
+    assert {*found["proxies"]["instance"][0]["loss"]} == {"count"}  # what decides
+    assert {*found["heldout_loss"]["instance"][0]} == {"unseen"}  # what is told of it
     assert ("domain", 0, 6) in ran
     ran.clear()
     assert search_mixture(config, progress=lambda *row: ran.append(row)) == summary

@@ -13,7 +13,7 @@ from pretrain import mixture_search
 from pretrain.data.packing import concatenate
 from pretrain.data.token_store import Manifest, TokenStore, write_manifest, write_shard
 from pretrain.data.weighting import Feature, Weighting
-from pretrain.mixture_search import Corpus, Search, heldout_rows, proxy
+from pretrain.mixture_search import Corpus, Search, proxy
 from pretrain.proxies import SmallRun, TextRows, Trained
 from rlplatform.config import MixtureSearchConfig
 from rlplatform.runs import RunFolder
@@ -56,7 +56,7 @@ def test_other_held_out_tokens_are_other_runs(tmp_path: Path, monkeypatch: pytes
             heldout={"heldout": packed(tmp_path / name, texts_of(5, seed))},
         )
         corpus = corpus_of(TokenStore(tokens).texts())
-        search = Search(config, corpus, heldout_rows(config), RunFolder(config.run_dir), lambda *_: None)
+        search = Search(config, corpus, config.heldout, RunFolder(config.run_dir), lambda *_: None)
         search.losses("uniform", Weighting((), ()), [1])
     assert keys[0] == keys[1] != keys[2]
     assert json.loads(keys[0])
