@@ -1,12 +1,14 @@
 """The ``scaling_law`` stage: a grid of small runs on Ray Tune, the laws through it, a prediction, a picture.
 
 sizes x data budgets x batch sizes x learning rates ─ run_points ─► losses ─ scaling_fit ─► law.json, scaling.png
+
+Sizes of ``check`` are swept like the others and not fitted: their optimum against what the law says of it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
@@ -25,7 +27,7 @@ Cell = tuple[str, int, int]  # size, data budget (tokens), rows of a step
 
 
 def find_law(config: ScalingLawConfig, *, progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
-    """Leaves ``law.json`` (every run, every optimum, the laws) and ``scaling.png``; returns the summary.
+    """Leaves ``law.json`` (every run, every optimum, the laws, the checks) and ``scaling.png``; returns the summary.
 
     N is the number of parameters without the embedding, D the tokens a run trained on, B the rows of a step.
 
@@ -41,33 +43,43 @@ def find_law(config: ScalingLawConfig, *, progress: Callable[[int, int], None] |
             f"{max(config.num_tokens):,}"
         )
     vocab_size = 1 + max(int(in_memory(one, np.arange(len(one))).token_ids.max()) for one in (store, heldout))
-    points = [
-        {"size": size, "num_tokens": tokens, "rows_per_step": batch, "lr": lr}
-        for size, tokens, batch, lr in product(config.sizes, config.num_tokens, config.rows_per_step, config.lrs)
+    sizes = {**config.sizes, **config.check}
+    cells = [
+        ((size, tokens, batch), lr)
+        for size, tokens, batch, lr in product(sizes, config.num_tokens, config.rows_per_step, config.lrs)
     ]
     found = run_points(
         one_run,
-        points,
+        [
+            {"architecture": sizes[size], "num_tokens": tokens, "rows_per_step": batch, "lr": lr}
+            for (size, tokens, batch), lr in cells
+        ],
         folder.path,
         shared={
             "tokens": str(Path(config.tokens).resolve()),
             "heldout": str(Path(config.heldout).resolve()),
-            "sizes": dict(config.sizes),
             "vocab_size": vocab_size,
             "seed": config.seed,
         },
-        key=json.dumps([asdict(store.manifest), asdict(heldout.manifest), config.sizes, config.seed], default=str),
+        key=json.dumps([asdict(store.manifest), asdict(heldout.manifest), config.seed], default=str),
         num_parallel=config.num_parallel,
         progress=progress,
     )
-    parameters = {size: size_of_model(architecture, vocab_size) for size, architecture in config.sizes.items()}
-    curves = curves_of(points, found)
+    parameters = {size: size_of_model(architecture, vocab_size) for size, architecture in sizes.items()}
+    curves: dict[Cell, dict[float, float]] = {}
+    for (cell, lr), result in zip(cells, found, strict=True):
+        curves.setdefault(cell, {})[lr] = result["loss"]
     optima = {cell: optimum(*zip(*sorted(curve.items()), strict=True)) for cell, curve in curves.items()}
-    batches = best_batches(optima)
-    laws = laws_of(optima, batches, parameters)
+    fitted = {cell: best for cell, best in optima.items() if cell[0] in config.sizes}
+    batches = best_batches(fitted)
+    laws = laws_of(fitted, batches, parameters)
+    checks = checked({cell: best for cell, best in optima.items() if cell[0] in config.check}, laws["lr"], parameters)
     predicted = prediction(config, laws, vocab_size)
     report = {
-        "runs": [{**point, **result} for point, result in zip(points, found, strict=True)],
+        "runs": [
+            {"size": size, "num_tokens": tokens, "rows_per_step": batch, "lr": lr, **result}
+            for ((size, tokens, batch), lr), result in zip(cells, found, strict=True)
+        ],
         "parameters": parameters,
         "optima": [
             {"size": size, "num_tokens": tokens, "rows_per_step": batch, **asdict(best)}
@@ -77,18 +89,20 @@ def find_law(config: ScalingLawConfig, *, progress: Callable[[int, int], None] |
             {"size": size, "num_tokens": tokens, **asdict(best)} for (size, tokens), best in batches.items()
         ],
         "laws": {name: asdict(law) for name, law in laws.items()},
+        "checks": checks,
         "predicted": predicted,
     }
     folder.save_json("law.json", report)
-    draw(curves, optima, laws, parameters, folder.path / "scaling.png")
+    draw(curves, optima, laws, parameters, config.check, folder.path / "scaling.png")
     return {
-        "runs": len(points),
+        "runs": len(cells),
         "at_edge": {
             "lr": sum(best.at_edge for best in optima.values()),
             "rows_per_step": sum(best.at_edge for best in batches.values()),
         },
         "exponents": {name: {k: round(v, 4) for k, v in law.exponents.items()} for name, law in laws.items()},
         "spread": {name: round(law.spread, 4) for name, law in laws.items()},
+        "checks": checks,
         "predicted": predicted,
     }
 
@@ -101,10 +115,9 @@ def in_memory(store: TokenStore, rows: np.ndarray) -> TextRows:
 def one_run(
     tokens: str,
     heldout: str,
-    sizes: Mapping[str, Any],
     vocab_size: int,
     seed: int,
-    size: str,
+    architecture: Mapping[str, Any],
     num_tokens: int,
     rows_per_step: int,
     lr: float,
@@ -112,18 +125,9 @@ def one_run(
     """One small run; its held-out loss (nan where it diverged), parameters and tokens."""
     store, measured = TokenStore(tokens), TokenStore(heldout)
     order = next(plan_steps(store.lengths, seed=seed, tokens_per_step=max(num_tokens, store.manifest.row_tokens)))
-    run = SmallRun(sizes[size], vocab_size, rows_per_step, lr, seed)
+    run = SmallRun(architecture, vocab_size, rows_per_step, lr, seed)
     trained = train_small(run, in_memory(store, order), {"heldout": in_memory(measured, np.arange(len(measured)))})
     return {"loss": trained.heldout["heldout"], "parameters": trained.parameters, "tokens": trained.tokens}
-
-
-def curves_of(points: list[dict[str, Any]], found: list[dict[str, Any]]) -> dict[Cell, dict[float, float]]:
-    """Of every size, budget and batch: learning rate -> loss."""
-    curves: dict[Cell, dict[float, float]] = {}
-    for point, result in zip(points, found, strict=True):
-        cell = (point["size"], point["num_tokens"], point["rows_per_step"])
-        curves.setdefault(cell, {})[point["lr"]] = result["loss"]
-    return curves
 
 
 def best_batches(optima: Mapping[Cell, Optimum]) -> dict[tuple[str, int], Optimum]:
@@ -151,6 +155,31 @@ def laws_of(
     return laws
 
 
+def checked(
+    optima: Mapping[Cell, Optimum], law: PowerLaw, parameters: Mapping[str, int]
+) -> list[dict[str, str | float | bool]]:
+    """Of every size and budget that was swept and not fitted: its optimum, the law's, and the law's over its own."""
+    best: dict[tuple[str, int], list[Optimum]] = {}
+    for (size, tokens, _), one in optima.items():
+        best.setdefault((size, tokens), []).append(one)
+    found: list[dict[str, str | float | bool]] = []
+    for (size, tokens), ones in best.items():
+        own = min(ones, key=lambda one: one.loss)
+        said = law(N=parameters[size], D=tokens)
+        found.append(
+            {
+                "size": size,
+                "N": parameters[size],
+                "D": tokens,
+                "lr": own.value,
+                "at_edge": own.at_edge,
+                "predicted": said,
+                "ratio": said / own.value,
+            }
+        )
+    return found
+
+
 def prediction(config: ScalingLawConfig, laws: Mapping[str, PowerLaw], vocab_size: int) -> dict[str, float]:
     """What the laws say of the target; {} without one."""
     if not config.target:
@@ -165,6 +194,7 @@ def draw(
     optima: Mapping[Cell, Optimum],
     laws: Mapping[str, PowerLaw],
     parameters: Mapping[str, int],
+    check: Container[str],
     path: Path,
 ) -> None:
     """Losses over the learning rate with the optima, the law through the optima, and its residuals."""
@@ -174,10 +204,13 @@ def draw(
     left, middle, right = figure.subplots(1, 3)
     for cell, curve in curves.items():
         size, tokens, batch = cell
-        label = f"{size} ({parameters[size]:,}), {tokens:,} tokens, batch {batch}"
+        label = (
+            f"{size} ({parameters[size]:,}{', not fitted' if size in check else ''}), {tokens:,} tokens, batch {batch}"
+        )
         (line,) = left.plot(*zip(*sorted(curve.items()), strict=True), marker=".", label=label)
         left.plot(optima[cell].value, optima[cell].loss, marker="*", markersize=11, color=line.get_color())
-        middle.plot(parameters[size], optima[cell].value, marker="*", markersize=11, color=line.get_color())
+        marker = "D" if size in check else "*"
+        middle.plot(parameters[size], optima[cell].value, marker=marker, markersize=11, color=line.get_color())
     left.set(xscale="log", xlabel="learning rate", ylabel="held-out loss, nats", title="runs, and the optimum of each")
     left.legend(fontsize=6)
     law = laws["lr"]

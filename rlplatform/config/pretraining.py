@@ -128,6 +128,7 @@ class ScalingLawConfig(TrackedReads):
     num_tokens: tuple[int, ...] = (200_000,)  # data budgets; every size runs with every one
     rows_per_step: tuple[int, ...] = (8,)  # batch sizes
     lrs: tuple[float, ...] = ()  # peak learning rates, increasing
+    check: dict[str, Any] = field(default_factory=dict)  # more sizes: run as well, not fitted, the law is held to them
     target: dict[str, Any] = field(default_factory=dict)  # architecture to predict for
     target_tokens: int = 0  # its data budget; 0 = the largest of num_tokens
     num_parallel: int = 0  # small runs at a time; 0 = as many as the cluster has CPUs
@@ -135,6 +136,8 @@ class ScalingLawConfig(TrackedReads):
     def __post_init__(self) -> None:
         require(bool(self.tokens and self.heldout), "tokens, heldout: expected the folders of two tokens stages")
         require(len(self.sizes) >= 2, f"sizes: expected at least two, got {len(self.sizes)}")
+        both = sorted(set(self.sizes) & set(self.check))
+        require(not both, f"check: expected sizes that are not fitted, got {', '.join(both)} in both")
         increasing = list(self.lrs) == sorted(set(self.lrs)) and len(self.lrs) >= 3 and self.lrs[0] > 0
         require(increasing, f"lrs: expected at least three increasing rates > 0, got {list(self.lrs)}")
         require(min(self.num_tokens, default=0) > 0, f"num_tokens: expected numbers > 0, got {list(self.num_tokens)}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from pretrain import scaling
 from pretrain.data.packing import concatenate
 from pretrain.data.token_store import Manifest, write_manifest, write_shard
 from pretrain.scaling import find_law
-from rlplatform.config import ScalingLawConfig
+from rlplatform.config import ConfigError, ScalingLawConfig
 from rlplatform.data_marks import data_hashes
 
 
@@ -51,6 +52,35 @@ def test_a_best_batch_at_the_edge_of_the_grid_is_counted_as_well(
         ("small", 100, 4.0, True),
         ("large", 100, 4.0, True),
     ]
+
+
+def test_a_size_that_is_checked_is_run_and_not_fitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[int] = []
+
+    def given(_: Any, points: Sequence[Mapping[str, Any]], *__: Any, **___: Any) -> list[dict[str, float]]:
+        """Best at 0.01, but with four layers at 0.04."""
+        ran.extend(point["architecture"]["num_hidden_layers"] for point in points)
+        best = [0.04 if point["architecture"]["num_hidden_layers"] == 4 else 0.01 for point in points]
+        return [{"loss": 3 + math.log(point["lr"] / rate) ** 2} for point, rate in zip(points, best, strict=True)]
+
+    monkeypatch.setattr(scaling, "run_points", given)
+    config = ScalingLawConfig(
+        run_dir=str(tmp_path / "run"),
+        tokens=packed(tmp_path / "tokens"),
+        heldout=packed(tmp_path / "heldout"),
+        sizes={"small": {"num_hidden_layers": 1}, "large": {"num_hidden_layers": 2}},
+        check={"unseen": {"num_hidden_layers": 4}},
+        num_tokens=(100,),
+        lrs=(0.001, 0.008, 0.02, 0.1),
+    )
+    (check,) = find_law(config)["checks"]
+    assert ran == [1] * 4 + [2] * 4 + [4] * 4
+    assert (check["size"], check["D"], check["at_edge"]) == ("unseen", 100, False)
+    assert check["lr"] == pytest.approx(0.04)
+    assert check["predicted"] == pytest.approx(0.01)
+    assert check["ratio"] == pytest.approx(0.25)
+    with pytest.raises(ConfigError, match="check: expected sizes that are not fitted, got small in both"):
+        replace(config, check={"small": {}})
 
 
 def test_other_tokens_are_another_stage(tmp_path: Path) -> None:
