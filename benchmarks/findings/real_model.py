@@ -87,12 +87,16 @@ def section_smollm2(found: Numbers) -> list[str]:
     keys = ("thinking_math", "thinking_format", "plain_math", "plain_format")
     for row in found["rows"]:
         lines.append(f"| {MODELS[row['model']]} | {' | '.join(percent(row[key]) for key in keys)} |")
-    first, last = found["rows"][0], found["rows"][-1]
+    first, before, last = found["rows"][0], found["rows"][-2], found["rows"][-1]
+    confused = min(last["plain_format"]["value"], last["thinking_format"]["value"]) < 0.9
     lines += [
         "",
         f"Thinking format goes from {percent(first['thinking_format'])} to {percent(last['thinking_format'])}, right "
         f"answers in thinking mode from {percent(first['thinking_math'])} to {percent(last['thinking_math'])}. What is "
         "learned on such a budget is the form; the intervals say whether the arithmetic moved at all.",
+        f"Fusion's {steps['fusion']} steps move the non-thinking form from {percent(before['plain_format'])} to "
+        f"{percent(last['plain_format'])} and the thinking form from {percent(before['thinking_format'])} to "
+        f"{percent(last['thinking_format'])}{': it does not tell the modes apart yet' if confused else ''}.",
         f"Seconds: {', '.join(f'{name} {seconds:.0f}' for name, seconds in found['seconds_of'].items())}.",
     ]
     return lines
