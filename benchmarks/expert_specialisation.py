@@ -113,10 +113,10 @@ def draw(found: dict[str, list[dict[str, Any]]], names: list[str], path: Path) -
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(2, 4, figsize=(11, 4.2), sharex=True, sharey=True)
+    figure, axes = plt.subplots(2, 4, figsize=(11, 4.2), sharex=True, sharey=True, layout="constrained")
     for row, (arm, label) in enumerate(ARMS.items()):
         for layer, axis in enumerate(axes[row]):
-            image = axis.imshow(np.array(found[arm][0]["shares"])[layer], vmin=0, vmax=0.5, aspect="auto")
+            image = axis.imshow(np.array(found[arm][0]["shares"])[layer], vmin=0, vmax=0.35, aspect="auto")
             axis.set_yticks(range(len(names)), names)
             axis.set_title(f"layer {layer}" if row == 0 else "")
         axes[row][0].set_ylabel(label, fontsize=8)

@@ -2,8 +2,8 @@
 
     .venv/bin/python -m benchmarks.scaling_law
 
-configs/recipe/scaling_law.yaml: four sizes swept and fitted, the fifth, four times as many parameters as the largest of
-them, swept to hold the law to it. What it should show: the prediction within a factor of two of its swept optimum.
+configs/recipe/scaling_law.yaml: four sizes swept and fitted, the fifth, larger than any of them, swept to hold the law
+to it. What it should show: the prediction within a factor of two of its swept optimum.
 """
 
 from __future__ import annotations

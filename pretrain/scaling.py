@@ -44,31 +44,32 @@ def find_law(config: ScalingLawConfig, *, progress: Callable[[int, int], None] |
         )
     vocab_size = 1 + max(int(in_memory(one, np.arange(len(one))).token_ids.max()) for one in (store, heldout))
     sizes = {**config.sizes, **config.check}
+    seeds = range(config.seed, config.seed + config.num_seeds)
     cells = [
-        ((size, tokens, batch), lr)
-        for size, tokens, batch, lr in product(sizes, config.num_tokens, config.rows_per_step, config.lrs)
+        ((size, tokens, batch), lr, seed)
+        for size, tokens, batch, lr, seed in product(sizes, config.num_tokens, config.rows_per_step, config.lrs, seeds)
     ]
     found = run_points(
         one_run,
         [
-            {"architecture": sizes[size], "num_tokens": tokens, "rows_per_step": batch, "lr": lr}
-            for (size, tokens, batch), lr in cells
+            {"architecture": sizes[size], "num_tokens": tokens, "rows_per_step": batch, "lr": lr, "seed": seed}
+            for (size, tokens, batch), lr, seed in cells
         ],
         folder.path,
         shared={
             "tokens": str(Path(config.tokens).resolve()),
             "heldout": str(Path(config.heldout).resolve()),
             "vocab_size": vocab_size,
-            "seed": config.seed,
         },
-        key=json.dumps([asdict(store.manifest), asdict(heldout.manifest), config.seed], default=str),
+        key=json.dumps([asdict(store.manifest), asdict(heldout.manifest)], default=str),
         num_parallel=config.num_parallel,
         progress=progress,
     )
     parameters = {size: size_of_model(architecture, vocab_size) for size, architecture in sizes.items()}
-    curves: dict[Cell, dict[float, float]] = {}
-    for (cell, lr), result in zip(cells, found, strict=True):
-        curves.setdefault(cell, {})[lr] = result["loss"]
+    curves: dict[Cell, dict[float, float]] = {}  # mean over seeds; nan where one diverged
+    for (cell, lr, _), result in zip(cells, found, strict=True):
+        curve = curves.setdefault(cell, {})
+        curve[lr] = curve.get(lr, 0.0) + result["loss"] / config.num_seeds
     optima = {cell: optimum(*zip(*sorted(curve.items()), strict=True)) for cell, curve in curves.items()}
     fitted = {cell: best for cell, best in optima.items() if cell[0] in config.sizes}
     batches = best_batches(fitted)
@@ -77,8 +78,8 @@ def find_law(config: ScalingLawConfig, *, progress: Callable[[int, int], None] |
     predicted = prediction(config, laws, vocab_size)
     report = {
         "runs": [
-            {"size": size, "num_tokens": tokens, "rows_per_step": batch, "lr": lr, **result}
-            for ((size, tokens, batch), lr), result in zip(cells, found, strict=True)
+            {"size": size, "num_tokens": tokens, "rows_per_step": batch, "lr": lr, "seed": seed, **result}
+            for ((size, tokens, batch), lr, seed), result in zip(cells, found, strict=True)
         ],
         "parameters": parameters,
         "optima": [
@@ -116,11 +117,11 @@ def one_run(
     tokens: str,
     heldout: str,
     vocab_size: int,
-    seed: int,
     architecture: Mapping[str, Any],
     num_tokens: int,
     rows_per_step: int,
     lr: float,
+    seed: int,
 ) -> dict[str, float]:
     """One small run; its held-out loss (nan where it diverged), parameters and tokens."""
     store, measured = TokenStore(tokens), TokenStore(heldout)

@@ -128,6 +128,7 @@ class ScalingLawConfig(TrackedReads):
     num_tokens: tuple[int, ...] = (200_000,)  # data budgets; every size runs with every one
     rows_per_step: tuple[int, ...] = (8,)  # batch sizes
     lrs: tuple[float, ...] = ()  # peak learning rates, increasing
+    num_seeds: int = 1  # runs of every point, whose mean loss counts: start and order of the rows differ
     check: dict[str, Any] = field(default_factory=dict)  # more sizes: run as well, not fitted, the law is held to them
     target: dict[str, Any] = field(default_factory=dict)  # architecture to predict for
     target_tokens: int = 0  # its data budget; 0 = the largest of num_tokens
@@ -136,6 +137,7 @@ class ScalingLawConfig(TrackedReads):
     def __post_init__(self) -> None:
         require(bool(self.tokens and self.heldout), "tokens, heldout: expected the folders of two tokens stages")
         require(len(self.sizes) >= 2, f"sizes: expected at least two, got {len(self.sizes)}")
+        require(self.num_seeds >= 1, f"num_seeds: expected >= 1, got {self.num_seeds}")
         both = sorted(set(self.sizes) & set(self.check))
         require(not both, f"check: expected sizes that are not fitted, got {', '.join(both)} in both")
         increasing = list(self.lrs) == sorted(set(self.lrs)) and len(self.lrs) >= 3 and self.lrs[0] > 0

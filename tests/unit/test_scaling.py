@@ -58,10 +58,13 @@ def test_a_size_that_is_checked_is_run_and_not_fitted(tmp_path: Path, monkeypatc
     ran: list[int] = []
 
     def given(_: Any, points: Sequence[Mapping[str, Any]], *__: Any, **___: Any) -> list[dict[str, float]]:
-        """Best at 0.01, but with four layers at 0.04."""
+        """Best at 0.01, but with four layers at 0.04; a seed's own luck is gone in the mean."""
         ran.extend(point["architecture"]["num_hidden_layers"] for point in points)
         best = [0.04 if point["architecture"]["num_hidden_layers"] == 4 else 0.01 for point in points]
-        return [{"loss": 3 + math.log(point["lr"] / rate) ** 2} for point, rate in zip(points, best, strict=True)]
+        return [
+            {"loss": 3 + math.log(point["lr"] / rate) ** 2 + 99 * point["lr"] * (-1) ** point["seed"]}
+            for point, rate in zip(points, best, strict=True)
+        ]
 
     monkeypatch.setattr(scaling, "run_points", given)
     config = ScalingLawConfig(
@@ -72,9 +75,10 @@ def test_a_size_that_is_checked_is_run_and_not_fitted(tmp_path: Path, monkeypatc
         check={"unseen": {"num_hidden_layers": 4}},
         num_tokens=(100,),
         lrs=(0.001, 0.008, 0.02, 0.1),
+        num_seeds=2,
     )
     (check,) = find_law(config)["checks"]
-    assert ran == [1] * 4 + [2] * 4 + [4] * 4
+    assert ran == [1] * 8 + [2] * 8 + [4] * 8
     assert (check["size"], check["D"], check["at_edge"]) == ("unseen", 100, False)
     assert check["lr"] == pytest.approx(0.04)
     assert check["predicted"] == pytest.approx(0.01)
