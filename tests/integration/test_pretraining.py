@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 import torch
 
@@ -35,6 +32,7 @@ from rlplatform.config import (
     PretrainConfig,
 )
 from rlplatform.runs import RunFolder
+from tests.integration.processes import kill_a_rank
 
 pytestmark = [pytest.mark.usefixtures("cluster"), pytest.mark.timeout(1200)]
 
@@ -179,12 +177,6 @@ def test_operations_and_completions_are_reported(run: TrainingResult, folder: Pa
     written = [json.loads(line) for line in (run.model.parent / COMPLETIONS).read_text().splitlines()]
     assert [(line["step"], line["prompt"]) for line in written] == [(STEPS, "7 8 9")]
     assert written[0]["completion"]
-
-
-def kill_a_rank() -> None:
-    ranks = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())]
-    assert ranks, "no Ray Train worker among this process's children"
-    os.kill(ranks[-1].pid, signal.SIGKILL)
 
 
 @pytest.mark.slow

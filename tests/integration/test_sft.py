@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import os
-import signal
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 import torch
 
@@ -32,6 +30,7 @@ from rlplatform.config import (
 )
 from rlplatform.runs import RunFolder
 from rlplatform.tasks.arithmetic import problems
+from tests.integration.processes import kill_a_rank
 
 STEPS = 160
 TIMING = ("seconds", "tokens_per_s")
@@ -162,13 +161,6 @@ def test_rows_too_long_are_reported_with_their_ids(run, data) -> None:
     assert [row["id"] for row in dropped] == [data["sft"][7]["id"]]
     assert result.summary["dropped_rows"] == 1
     assert result.summary["rows"] == 299
-
-
-def kill_a_rank() -> None:
-    """kill -9 one of this test's own Ray Train workers."""
-    ranks = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())]
-    assert ranks, "no Ray Train worker among this process's children"
-    os.kill(ranks[-1].pid, signal.SIGKILL)
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,9 @@ def served() -> Iterator[tuple[PageReader, str]]:
 
 @pytest.fixture
 def reader(served: tuple[PageReader, str]) -> PageReader:
+    end = time.monotonic() + 30
+    while served[0].running and time.monotonic() < end:  # a late answer would take this test's fault
+        time.sleep(0.01)
     served[0].__init__()  # type: ignore[misc]
     return served[0]
 
