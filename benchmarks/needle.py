@@ -4,8 +4,9 @@
     .venv/bin/python -m benchmarks.needle --lengths 512 2048  # what was trained is kept
 
 Four ways to read beyond the trained length, decoded natively (model/generate.py): RoPE as trained, YaRN, Dual Chunk
-Attention, both. Texts are stories with eight facts; one is asked for; the answer is right where the next tokens spell
-its value. What it should show: with both at least 90 % at four times the length, in every seed.
+Attention, both. Texts are stories with a password of six words somewhere in them, asked for at the end; the answer is
+right where the next tokens spell all six. What it should show: with both at least 90 % at four times the length, in
+every seed.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def found(model: Path, texts: Sequence[Needle], way: str, trained_tokens: int, l
     for begin in range(0, len(texts), BATCH):
         batch = texts[begin : begin + BATCH]
         prompts = [tokenizer.encode(needle.text, add_special_tokens=False) for needle in batch]
-        completions = generate(policy, prompts, max_new_tokens=6, temperature=0.0)
+        completions = generate(policy, prompts, max_new_tokens=24, temperature=0.0)
         for needle, one in zip(batch, completions, strict=True):
             right.append(tokenizer.decode(one.token_ids).startswith(f" {needle.answer}."))
     return right

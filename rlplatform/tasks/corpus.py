@@ -2,9 +2,10 @@
 
 sums      rows of additions and subtractions of small numbers
 stories   who did what where, in a closed vocabulary
-facts     who keeps what; some of it said again at the end: what was planted must be found in the context
-long      a story of many sentences with facts planted anywhere in it, some said again at the end
-heldout_sums, heldout_stories, heldout_facts      the same, never trained on
+facts     who keeps what, several of them, some said again at the end
+recalls   a password of six words, said three times, with a story between
+long      a story of many sentences with a password planted anywhere in it and said again at the end
+heldout_sums, heldout_stories, heldout_facts, heldout_recalls      the same, never trained on
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from typing import Any
 from rlplatform.tasks.general.words import ADJECTIVES, ANIMALS, CITIES, COLOURS, FRUITS, NAMES, THINGS, with_article
 
 Row = dict[str, Any]
+QUESTION = "The password is"
+WORDS = [*THINGS, *NAMES, *CITIES, *ANIMALS, *COLOURS, *ADJECTIVES, *FRUITS]
 
 
 def documents(
@@ -25,24 +28,25 @@ def documents(
     num_sums: int = 3000,
     num_stories: int = 3000,
     num_facts: int = 6000,
+    num_recalls: int = 3000,
     num_long: int = 3000,
     num_heldout: int = 200,
-    long_facts: tuple[int, int] = (4, 16),
-    long_sentences: tuple[int, int] = (8, 40),
+    long_sentences: tuple[int, int] = (36, 58),
 ) -> dict[str, list[Row]]:
     """Rows with ``text`` and ``id`` of every split; equal arguments give equal rows, and no text stands in two splits.
 
     Raises:
         ValueError: a size below 1.
     """
-    sizes = {"sums": num_sums, "stories": num_stories, "facts": num_facts, "long": num_long}
+    sizes = {"sums": num_sums, "stories": num_stories, "facts": num_facts, "recalls": num_recalls, "long": num_long}
     if min(*sizes.values(), num_heldout) < 1:
         raise ValueError(f"corpus: expected sizes >= 1, got {sizes} and num_heldout={num_heldout}")
     makers = {
         "sums": _sums,
         "stories": _story,
         "facts": lambda rng: " ".join(_facts(rng, rng.randint(2, 12))),
-        "long": lambda rng: _long(rng, rng.randint(*long_facts), rng.randint(*long_sentences)),
+        "recalls": _recall,
+        "long": lambda rng: _long(rng, rng.randint(*long_sentences)),
     }
     found: dict[str, list[Row]] = {}
     for name, size in sizes.items():
@@ -90,71 +94,58 @@ def _sentences(rng: random.Random, num: int) -> list[str]:
 
 def _facts(rng: random.Random, num: int) -> list[str]:
     """``num`` facts of different keys, then some of them again."""
-    planted, asked = _planted(rng, num)
-    return [*planted, *asked]
-
-
-def _long(rng: random.Random, num_facts: int, num_sentences: int) -> str:
-    """Facts anywhere in a story, some of them again at the end."""
-    planted, asked = _planted(rng, num_facts)
-    return " ".join([*_mixed(rng, _sentences(rng, num_sentences), planted), *asked])
-
-
-def _planted(rng: random.Random, num: int) -> tuple[list[str], list[str]]:
     keys = rng.sample([f"{colour} {animal}" for colour in COLOURS for animal in ANIMALS], num)
     values = {key: rng.choice(THINGS) for key in keys}
     asked = rng.sample(keys, min(num, 2 + num // 4))
-    return [fact(key, values[key]) for key in keys], [fact(key, values[key]) for key in asked]
+    return [f"The {key} keeps the {values[key]}." for key in (*keys, *asked)]
 
 
-def _mixed(rng: random.Random, sentences: list[str], planted: list[str]) -> list[str]:
-    """``planted``, in order, at random places among ``sentences``, none before the first."""
-    places = sorted(rng.randint(1, len(sentences)) for _ in planted)
-    found = list(sentences)
-    for place, text in zip(reversed(places), reversed(planted), strict=True):
-        found.insert(place, text)
-    return found
+def _recall(rng: random.Random) -> str:
+    """A password, said three times; a few sentences of a story between, or none."""
+    planted = password(rng)
+    between = [_sentences(rng, rng.randint(1, 3)) if rng.random() < 0.6 else [] for _ in range(2)]
+    return " ".join([planted, *between[0], planted, *between[1], planted])
 
 
-def fact(key: str, value: str) -> str:
-    """One planted fact; asked for by its text up to the value."""
-    return f"The {key} keeps the {value}."
+def _long(rng: random.Random, num_sentences: int) -> str:
+    """A password anywhere in a story, and again at its end."""
+    sentences, planted = _sentences(rng, num_sentences), password(rng)
+    place = rng.randint(0, len(sentences))
+    return " ".join([*sentences[:place], planted, *sentences[place:], planted])
 
 
-# --- looking for one of them in a long text --------------------------------------------------------------------------
+def password(rng: random.Random) -> str:
+    """One planted fact; asked for by ``QUESTION``."""
+    return f"{QUESTION} {' '.join(rng.choice(WORDS) for _ in range(6))}."
+
+
+# --- looking for it in a long text ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Needle:
-    """A text that ends where the value of one planted fact is to come."""
+    """A text that ends where the planted password is to come."""
 
     text: str
     answer: str
-    depth: float  # where the fact stands: 0 at the beginning, 1 at the end
+    depth: float  # where the password stands: 0 at the beginning, 1 at the end
 
 
-def needles(
-    seed: int, num: int, max_tokens: int, count_tokens: Callable[[str], int], *, num_facts: int = 8
-) -> Iterator[Needle]:
-    """``num`` texts of at most ``max_tokens`` and nearly as many, each with ``num_facts`` facts, one asked for.
+def needles(seed: int, num: int, max_tokens: int, count_tokens: Callable[[str], int]) -> Iterator[Needle]:
+    """``num`` texts of at most ``max_tokens`` and nearly as many: stories as ``long`` has them, and one password.
 
-    Stories of sentences as ``long`` has them fill what facts and question leave; the asked fact stands at depths spread
-    evenly over the texts, the others anywhere. Equal arguments give equal texts.
+    It stands at depths spread evenly over the texts. Equal arguments give equal texts.
 
     Raises:
-        ValueError: ``max_tokens`` is too small for facts and question.
+        ValueError: ``max_tokens`` is too small for password and question.
     """
     rng = random.Random(f"needles/{seed}")
     for k in range(num):
         depth = (k + rng.random()) / num
-        planted, _ = _planted(rng, num_facts)
-        wanted, *others = planted
-        question, _, value = wanted.rstrip(".").rpartition(" ")
-        left = max_tokens - count_tokens(" ".join([*planted, question]))
+        planted = password(rng)
+        left = max_tokens - count_tokens(f"{planted} {QUESTION}")
         if left < 0:
-            raise ValueError(
-                f"needles: expected max_tokens >= {max_tokens - left} for {num_facts} facts, got {max_tokens}"
-            )
+            raise ValueError(f"needles: expected max_tokens >= {max_tokens - left}, got {max_tokens}")
         sentences: list[str] = []
         while True:
             story = _sentences(rng, rng.randint(8, 40))
@@ -166,6 +157,5 @@ def needles(
             sentences += story[:taken]
             if taken < len(story):
                 break
-        haystack = _mixed(rng, sentences, others) if sentences else others
-        haystack.insert(round(depth * len(haystack)), wanted)
-        yield Needle(" ".join([*haystack, question]), value, depth)
+        sentences.insert(round(depth * len(sentences)), planted)
+        yield Needle(" ".join([*sentences, QUESTION]), planted.removeprefix(QUESTION).strip(" ."), depth)

@@ -18,7 +18,7 @@ from .test_demo import leaves
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]  # sixteen stages
 
-SMALL = "{num_sums: 300, num_stories: 300, num_facts: 400, num_long: 150, num_heldout: 10}"
+SMALL = "{num_sums: 300, num_stories: 300, num_facts: 1, num_recalls: 400, num_long: 150, num_heldout: 10}"
 FEWER = [f"stages.mix_s{stage}.num_tokens=20000" for stage in (1, 2, 3)]
 
 
