@@ -141,16 +141,21 @@ def best_batches(optima: Mapping[Cell, Optimum]) -> dict[tuple[str, int], Optimu
     return {cell: optimum(*zip(*sorted(losses.items()), strict=True)) for cell, losses in cells.items()}
 
 
+def at_best_batch(optima: Mapping[Cell, Optimum]) -> dict[tuple[str, int], Optimum]:
+    """Of every size and budget the optimum at the batch that ended lowest."""
+    best: dict[tuple[str, int], Optimum] = {}
+    for (size, tokens, _), one in optima.items():
+        best[size, tokens] = min(best.get((size, tokens), one), one, key=lambda each: each.loss)
+    return best
+
+
 def laws_of(
     optima: Mapping[Cell, Optimum], batches: Mapping[tuple[str, int], Optimum], parameters: Mapping[str, int]
 ) -> dict[str, PowerLaw]:
     """``lr`` over (N, D) at each size's and budget's best batch; ``rows_per_step`` where there were several."""
-    best: dict[tuple[str, int], list[Optimum]] = {}
-    for (size, tokens, _), one in optima.items():
-        best.setdefault((size, tokens), []).append(one)
+    best = at_best_batch(optima)
     variables = {"N": [parameters[size] for size, _ in best], "D": [tokens for _, tokens in best]}
-    lowest = [min(ones, key=lambda one: one.loss) for ones in best.values()]
-    laws = {"lr": fit_power_law(variables, [one.value for one in lowest])}
+    laws = {"lr": fit_power_law(variables, [one.value for one in best.values()])}
     if batches:
         laws["rows_per_step"] = fit_power_law(variables, [batches[cell].value for cell in best])
     return laws
@@ -160,12 +165,8 @@ def checked(
     optima: Mapping[Cell, Optimum], law: PowerLaw, parameters: Mapping[str, int]
 ) -> list[dict[str, str | float | bool]]:
     """Of every size and budget that was swept and not fitted: its optimum, the law's, and the law's over its own."""
-    best: dict[tuple[str, int], list[Optimum]] = {}
-    for (size, tokens, _), one in optima.items():
-        best.setdefault((size, tokens), []).append(one)
     found: list[dict[str, str | float | bool]] = []
-    for (size, tokens), ones in best.items():
-        own = min(ones, key=lambda one: one.loss)
+    for (size, tokens), own in at_best_batch(optima).items():
         said = law(N=parameters[size], D=tokens)
         found.append(
             {

@@ -126,7 +126,10 @@ STUDIES = (
             "No model of this size. Section 4.6, the smallest, Qwen3-0.6B (thinking / non-thinking): MATH-500 "
             "77.6 / 55.2, AIME'24 10.7 / 3.4, after distillation from a strong teacher and 36 trillion tokens."
         ),
-        chosen="Nothing of this study; learning rates are those of configs/rl/gsm8k.yaml.",
+        chosen=(
+            "Nothing of this study; learning rates are those of configs/rl/gsm8k.yaml. The recorded run shared its two "
+            "cores with another process: its seconds are too high."
+        ),
         runs=smollm2_runs,
         collect=collect_smollm2,
         section=section_smollm2,

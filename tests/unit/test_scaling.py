@@ -28,6 +28,18 @@ def packed(folder: Path) -> str:
     return str(folder)
 
 
+def config_of(folder: Path, **settings: Any) -> ScalingLawConfig:
+    return ScalingLawConfig(
+        run_dir=str(folder / "run"),
+        tokens=packed(folder / "tokens"),
+        heldout=packed(folder / "heldout"),
+        sizes={"small": {"num_hidden_layers": 1}, "large": {"num_hidden_layers": 2}},
+        num_tokens=(100,),
+        lrs=(0.001, 0.008, 0.02, 0.1),
+        **settings,
+    )
+
+
 def test_a_best_batch_at_the_edge_of_the_grid_is_counted_as_well(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -36,15 +48,7 @@ def test_a_best_batch_at_the_edge_of_the_grid_is_counted_as_well(
         return [{"loss": 3 + math.log(p["lr"] / 0.01) ** 2 - 0.1 * p["rows_per_step"]} for p in points]
 
     monkeypatch.setattr(scaling, "run_points", given)
-    config = ScalingLawConfig(
-        run_dir=str(tmp_path / "run"),
-        tokens=packed(tmp_path / "tokens"),
-        heldout=packed(tmp_path / "heldout"),
-        sizes={"small": {"num_hidden_layers": 1}, "large": {"num_hidden_layers": 2}},
-        num_tokens=(100,),
-        rows_per_step=(1, 2, 4),
-        lrs=(0.001, 0.008, 0.02, 0.1),
-    )
+    config = config_of(tmp_path, rows_per_step=(1, 2, 4))
     summary = find_law(config)
     assert summary["at_edge"] == {"lr": 0, "rows_per_step": 2}
     found = json.loads((tmp_path / "run" / "law.json").read_text())
@@ -67,16 +71,7 @@ def test_a_size_that_is_checked_is_run_and_not_fitted(tmp_path: Path, monkeypatc
         ]
 
     monkeypatch.setattr(scaling, "run_points", given)
-    config = ScalingLawConfig(
-        run_dir=str(tmp_path / "run"),
-        tokens=packed(tmp_path / "tokens"),
-        heldout=packed(tmp_path / "heldout"),
-        sizes={"small": {"num_hidden_layers": 1}, "large": {"num_hidden_layers": 2}},
-        check={"unseen": {"num_hidden_layers": 4}},
-        num_tokens=(100,),
-        lrs=(0.001, 0.008, 0.02, 0.1),
-        num_seeds=2,
-    )
+    config = config_of(tmp_path, check={"unseen": {"num_hidden_layers": 4}}, num_seeds=2)
     (check,) = find_law(config)["checks"]
     assert ran == [1] * 8 + [2] * 8 + [4] * 8
     assert (check["size"], check["D"], check["at_edge"]) == ("unseen", 100, False)
